@@ -1,0 +1,5 @@
+export * from './errno.ts';
+export * from './ioctl.ts';
+export * from './state.ts';
+export * from './struct.ts';
+export * from './x86.ts';

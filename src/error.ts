@@ -1,0 +1,33 @@
+/** What a {@link KvmiError} carries besides its code: what, where, why, and the next step. */
+export interface ErrorDetails {
+  /** What the user can do about it, as an imperative sentence or a command to run. */
+  readonly hint?: string;
+  /** Structured data for programs: addresses, paths, ids. */
+  readonly data?: Readonly<Record<string, unknown>>;
+  readonly cause?: unknown;
+}
+
+/**
+ * The base of every error that kvmi throws on purpose.
+ *
+ * `code` is stable across releases (`E_…`); `message` says what failed, where and why;
+ * `hint` says what to do next.
+ */
+export class KvmiError extends Error {
+  readonly code: string;
+  readonly hint: string | undefined;
+  readonly data: Readonly<Record<string, unknown>>;
+
+  constructor(code: string, message: string, details: ErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    this.name = 'KvmiError';
+    this.code = code;
+    this.hint = details.hint;
+    this.data = details.data ?? {};
+  }
+}
+
+/** The message of anything that was thrown. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
