@@ -4,6 +4,8 @@ export interface ChannelHandler {
   data(bytes: Uint8Array): void;
   /** The peer hung up, or the channel was shut down or failed (`error`). Called once; nothing follows. */
   close(error?: Error): void;
+  /** The peer took what was written: `backlog` fell to 0 after it was not. */
+  drain?(): void;
 }
 
 /**
