@@ -15,3 +15,24 @@ export function isPending<T>(value: Awaitable<T>): value is PromiseLike<T> {
 export function then<T, R>(value: Awaitable<T>, next: (value: T) => Awaitable<R>): Awaitable<R> {
   return isPending(value) ? value.then(next) : next(value);
 }
+
+/** Calls `step` until it gives a value, and gives that. Synchronous as long as the steps are; flat when they are not. */
+export function repeat<T>(step: () => Awaitable<T | undefined>): Awaitable<T> {
+  for (;;) {
+    const value = step();
+    if (isPending(value)) return repeatLater(value, step);
+    if (value !== undefined) return value;
+  }
+}
+
+async function repeatLater<T>(
+  pending: PromiseLike<T | undefined>,
+  step: () => Awaitable<T | undefined>,
+): Promise<T> {
+  let value: T | undefined = await pending;
+  while (value === undefined) {
+    const next = step();
+    value = isPending(next) ? await next : next;
+  }
+  return value;
+}
