@@ -20,9 +20,11 @@ export interface MachineHandler {
   stop(vcpu: Vcpu, stop: Stop): Awaitable<Answer>;
   /**
    * Answers {@link Vcpu.request}: the vCPU is outside the guest until this is done. Any number of
-   * requests made before it starts are answered by one call.
+   * requests made before it starts are answered by one call; one made meanwhile, also while a stop is
+   * handled, is answered by another call before the guest is entered. `crash` ends the vCPU as the
+   * answer of that name does.
    */
-  request(vcpu: Vcpu): Awaitable<void>;
+  request(vcpu: Vcpu): Awaitable<'crash' | undefined>;
   /** A vCPU was added; it does not run before this is done. */
   vcpuCreated?(vcpu: Vcpu): Awaitable<void>;
   /** The device manager is about to take the machine away. It should not go on before this is done. */
