@@ -19,7 +19,7 @@ export function then<T, R>(value: Awaitable<T>, next: (value: T) => Awaitable<R>
 /** Applies `step` to each item in order, waiting where it has to, until one returns false. */
 export function forEachThen<T>(
   items: readonly T[],
-  step: (item: T, index: number) => Awaitable<boolean | undefined>,
+  step: (item: T, index: number) => Awaitable<unknown>,
   from = 0,
 ): Awaitable<void> {
   for (let i = from; i < items.length; i++) {
@@ -39,4 +39,42 @@ export function attempt<T>(run: () => Awaitable<T>, recover: (error: unknown) =>
   } catch (error) {
     return recover(error);
   }
+}
+
+/** Calls `step` until it gives a value, and gives that. Synchronous as long as the steps are; flat when they are not. */
+export function repeat<T>(step: () => Awaitable<T | undefined>): Awaitable<T> {
+  for (;;) {
+    const value = step();
+    if (isPending(value)) return repeatLater(value, step);
+    if (value !== undefined) return value;
+  }
+}
+
+async function repeatLater<T>(
+  pending: PromiseLike<T | undefined>,
+  step: () => Awaitable<T | undefined>,
+): Promise<T> {
+  let value: T | undefined = await pending;
+  while (value === undefined) {
+    const next = step();
+    value = isPending(next) ? await next : next;
+  }
+  return value;
+}
+
+/** A promise with the functions that settle it. */
+export interface Deferred<T> {
+  readonly promise: Promise<T>;
+  resolve(value: T): void;
+  reject(reason: unknown): void;
+}
+
+export function deferred<T>(): Deferred<T> {
+  let resolve!: (value: T) => void;
+  let reject!: (reason: unknown) => void;
+  const promise = new Promise<T>((onResolve, onReject) => {
+    resolve = onResolve;
+    reject = onReject;
+  });
+  return { promise, resolve, reject };
 }

@@ -1,5 +1,5 @@
 import { KVM_ERRNO } from '../abi/errno.ts';
-import { attempt, type Awaitable, then } from '../awaitable.ts';
+import { type Awaitable, attempt, then } from '../awaitable.ts';
 import {
   type CommandDefinition,
   decodeCommand,
@@ -14,7 +14,7 @@ import type { Hook } from './hook.ts';
 import type { HookedVcpu } from './hooked-vcpu.ts';
 import { errnoOf, type Outcome, refuse } from './outcome.ts';
 import { VCPU_COMMANDS } from './vcpu-commands.ts';
-import { VIEW_COMMANDS } from './view-commands.ts';
+import { VCPU_VIEW_COMMANDS, VM_VIEW_COMMANDS } from './view-commands.ts';
 import { VM_COMMANDS } from './vm-commands.ts';
 
 /** What is left of a command while it is carried out. */
@@ -41,7 +41,7 @@ export function dispatch(hook: Hook, id: number, seq: number, payload: Uint8Arra
   }
   const command = decodeCommand(definition, payload);
   if (definition.runsOn === 'receiver') {
-    const handler = VM_COMMANDS[definition.name] ?? VIEW_COMMANDS[definition.name];
+    const handler = VM_COMMANDS[definition.name] ?? VM_VIEW_COMMANDS[definition.name];
     return settle(hook, request, () => handler!(hook, command as never, request));
   }
   const vcpu = findVcpu(hook, command.vcpu, command.headerPadding, definition.name);
@@ -51,7 +51,8 @@ export function dispatch(hook: Hook, id: number, seq: number, payload: Uint8Arra
 
 /** The vCPU of a message, or the error number that the message is answered with. */
 function findVcpu(hook: Hook, index: number, headerPadding: boolean, what: string): HookedVcpu | number {
-  if (headerPadding) return refuse(hook.rules.headerPadding, `${what}: padding in the vCPU header is not zero`);
+  if (headerPadding)
+    return refuse(hook.rules.headerPadding, `${what}: padding in the vCPU header is not zero`);
   const vcpu = hook.vcpus[index];
   if (!vcpu) return KVM_ERRNO.KVM_EINVAL;
   return vcpu.waiting || vcpu.vcpu.started ? vcpu : KVM_ERRNO.KVM_EAGAIN;
@@ -59,9 +60,9 @@ function findVcpu(hook: Hook, index: number, headerPadding: boolean, what: strin
 
 function queue(hook: Hook, vcpu: HookedVcpu, request: Request, command: ReceivedCommand): void {
   const { name } = command.definition;
-  const handler = VCPU_COMMANDS[name] ?? VIEW_COMMANDS[name];
+  const handler = VCPU_COMMANDS[name] ?? VCPU_VIEW_COMMANDS[name];
   vcpu.enqueue(() =>
-    hook.guarded(() => settle(hook, request, () => handler!(vcpu as never, command as never, request))),
+    hook.guarded(() => settle(hook, request, () => handler!(vcpu, command as never, request))),
   );
 }
 

@@ -4,9 +4,9 @@ import type { Machine, Vcpu } from '../machine/index.ts';
 import type { Channel } from '../transport/index.ts';
 import {
   type Dialect,
-  encodeEvent,
   type EventData,
   type EventName,
+  encodeEvent,
   HEADER_SIZE,
   MAX_EVENT_MESSAGE,
 } from '../wire/index.ts';
@@ -143,7 +143,7 @@ export class Hook {
     this.channel.shutdown();
     if (this.rules.logsHook) this.log.info('Unhooking VM');
     const released = attempt(
-      () => forEachThen(this.vcpus, (vcpu) => vcpu.release() as Awaitable<undefined>),
+      () => forEachThen(this.vcpus, (vcpu) => vcpu.release()),
       (error) => this.log.error(`releasing vCPUs: ${messageOf(error)}`),
     );
     void Promise.resolve(released).then(() => {

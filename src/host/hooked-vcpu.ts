@@ -1,5 +1,5 @@
 import { STATE_SIZE } from '../abi/state.ts';
-import { attempt, type Awaitable, isPending, then } from '../awaitable.ts';
+import { type Awaitable, attempt, isPending, then } from '../awaitable.ts';
 import { messageOf } from '../error.ts';
 import type { Answer, Exception, InterceptedCr, Stop, Vcpu } from '../machine/index.ts';
 import { CONTINUE } from '../machine/index.ts';
@@ -7,11 +7,11 @@ import {
   ACTION,
   type Action,
   decodeEventReplyData,
-  encodeEvent,
   type EventData,
   type EventDefinition,
   type EventName,
   type EventReplyData,
+  encodeEvent,
   eventSize,
   HEADER_SIZE,
   ProtocolError,
@@ -157,9 +157,7 @@ export class HookedVcpu {
     if (!route.wanted(this, stop) || !this.hook.get()) return CONTINUE;
     return this.#referenced(
       () =>
-        then(this.report(route.event, route.data(stop)), (outcome) =>
-          route.answer(outcome, this.hook, stop),
-        ),
+        then(this.report(route.event, route.data(stop)), (outcome) => route.answer(outcome, this.hook, stop)),
       CONTINUE,
     );
   }
@@ -236,12 +234,16 @@ export class HookedVcpu {
       throw new ProtocolError(`the reply to ${definition.name} is too long or its padding is not zero`);
     }
     if ((decoded.data.ctx_size ?? 0) > 256) {
-      throw new ProtocolError(`the reply to ${definition.name} has ${decoded.data.ctx_size} bytes of context`);
+      throw new ProtocolError(
+        `the reply to ${definition.name} has ${decoded.data.ctx_size} bytes of context`,
+      );
     }
     const action = ACTIONS[head.action];
     if (action === undefined || !definition.actions.includes(action)) {
       this.#finish(INVALID);
-      throw new ProtocolError(`${definition.name} was answered with action ${head.action}, which it does not have`);
+      throw new ProtocolError(
+        `${definition.name} was answered with action ${head.action}, which it does not have`,
+      );
     }
     this.#finish({ action, data: decoded.data });
   }

@@ -1,4 +1,4 @@
-import { then, type Awaitable } from '../awaitable.ts';
+import { type Awaitable, then } from '../awaitable.ts';
 import { type Answer, CONTINUE, CRASH, REFUSE, RETRY, type Stop, type StopKind } from '../machine/index.ts';
 import type { EventData, EventName } from '../wire/index.ts';
 import type { Hook } from './hook.ts';
@@ -75,40 +75,30 @@ const ROUTES: { readonly [K in StopKind]: StopRoute<StopOf<K>> } = {
     wanted: (vcpu, stop: StopOf<'msr'>) => vcpu.events.has('MSR') && vcpu.msrs.has(stop.msr),
     answer: withNewValue,
   }),
-  xsetbv: route(
-    'XSETBV',
-    (stop) => ({ xcr: stop.xcr, old_value: stop.old, new_value: stop.new }),
-    { past: true },
-  ),
+  xsetbv: route('XSETBV', (stop) => ({ xcr: stop.xcr, old_value: stop.old, new_value: stop.new }), {
+    past: true,
+  }),
   descriptor: route('DESCRIPTOR', (stop) => ({ descriptor: stop.table, write: stop.write ? 1 : 0 })),
   hypercall: route('HYPERCALL', () => ({}), { past: true }),
-  cpuid: route(
-    'CPUID',
-    (stop) => ({ function: stop.leaf, index: stop.subleaf, insn_length: stop.length }),
-    { past: true },
-  ),
+  cpuid: route('CPUID', (stop) => ({ function: stop.leaf, index: stop.subleaf, insn_length: stop.length }), {
+    past: true,
+  }),
   singlestep: route('SINGLESTEP', (stop) => ({ failed: stop.failed ? 1 : 0 }), {
     past: true,
     wanted: (vcpu) =>
       vcpu.singlestep && (!vcpu.hook.rules.singlestepNeedsEvent || vcpu.events.has('SINGLESTEP')),
   }),
-  page: route(
-    'PF',
-    (stop) => ({ gva: stop.gva, gpa: stop.gpa, access: stop.access, view: stop.view }),
-    { answer: pageAnswer },
-  ),
-  trap: route(
-    'TRAP',
-    (stop) => ({ nr: stop.vector, error_code: stop.errorCode, address: stop.address }),
-    {
-      past: true,
-      wanted(vcpu) {
-        const wanted = vcpu.injecting;
-        vcpu.injecting = false;
-        return wanted;
-      },
+  page: route('PF', (stop) => ({ gva: stop.gva, gpa: stop.gpa, access: stop.access, view: stop.view }), {
+    answer: pageAnswer,
+  }),
+  trap: route('TRAP', (stop) => ({ nr: stop.vector, error_code: stop.errorCode, address: stop.address }), {
+    past: true,
+    wanted(vcpu) {
+      const wanted = vcpu.injecting;
+      vcpu.injecting = false;
+      return wanted;
     },
-  ),
+  }),
 };
 
 /** The route of a stop. */

@@ -1,1 +1,2 @@
 export type * from './channel.ts';
+export * from './prefixed.ts';
