@@ -7,6 +7,8 @@ export interface ChannelHandler {
    * inside `shutdown`; nothing follows.
    */
   close(error?: Error): void;
+  /** The peer took what was written: `backlog` fell to 0 after it was not. */
+  drain?(): void;
 }
 
 /**

@@ -1,0 +1,215 @@
+import { getS32, getU64 } from '../abi/bytes.ts';
+import { type Awaitable, isPending, then } from '../awaitable.ts';
+import type { Gpa, Gva } from './address.ts';
+import type { PhysicalMemory } from './memory.ts';
+import {
+  ENTRY_PRESENT,
+  ENTRY_USER,
+  ENTRY_WRITABLE,
+  entryIndex,
+  hasReservedBits,
+  isLeaf,
+  isNoExecute,
+  leafAddress,
+  PAGE_FORMATS,
+  tableAddress,
+} from './page-format.ts';
+import { type Paging, pagingOf } from './paging.ts';
+
+/**
+ * Why an address has no translation: it is not canonical (or above 4 GiB outside long mode), an entry is not
+ * present, an entry has reserved bits set, or a table lies where there is no memory.
+ */
+export type TranslationFault = 'not-canonical' | 'not-present' | 'reserved-bits' | 'not-backed';
+
+/** One page-table entry that a walk went through. */
+export interface PageTableEntry {
+  /** Where the entry is. */
+  readonly gpa: Gpa;
+  readonly value: bigint;
+  /** 5 for PML5 … 1 for the page table. */
+  readonly level: number;
+}
+
+/** A walk with all that was seen on the way. */
+export interface PageWalk {
+  /** Undefined when there is no translation; `fault` says why. */
+  readonly gpa: Gpa | undefined;
+  readonly fault: TranslationFault | undefined;
+  /** Size in bytes of the page, or of what the last entry seen would map. 4 GiB without paging. */
+  readonly pageSize: number;
+  /** Rights of all levels together, as far as the walk came. SMEP, SMAP and protection keys are not applied. */
+  readonly writable: boolean;
+  readonly user: boolean;
+  readonly executable: boolean;
+  /** From the top. */
+  readonly entries: readonly PageTableEntry[];
+}
+
+/** What linear addresses reach without paging. */
+const LINEAR_LIMIT_32 = 2 ** 32;
+
+const gvaScratch = new BigUint64Array(1);
+/** The low and high half of what is in `gvaScratch`: cheaper than arithmetic on a bigint. */
+const gvaHalves = new Int32Array(gvaScratch.buffer);
+
+/**
+ * A page walk that can stop at a read which is still to come and go on later. Its fields are the result;
+ * the object is used again for other walks.
+ */
+class Walker {
+  gpa: Gpa = 0;
+  fault: TranslationFault | undefined;
+  pageSize = 0;
+  /** ENTRY_WRITABLE and ENTRY_USER, each as far as all levels grant it. */
+  rights = 0;
+  executable = true;
+  /** Where to record entries, for those who want to see them. */
+  trace: PageTableEntry[] | undefined;
+
+  #format = PAGE_FORMATS.none;
+  #nx = false;
+  #low = 0;
+  #high = 0;
+  #depth = 0;
+  #entryGpa = 0;
+  readonly #entry = new Uint8Array(8);
+  readonly #entryLow = this.#entry.subarray(0, 4);
+  /** What a read fills: all of `#entry`, or the low half while the high one stays 0. */
+  #into = this.#entry;
+
+  /** Walks to the end. The fields are the result once the answer is there. */
+  run(memory: PhysicalMemory, paging: Paging, gva: Gva): Awaitable<this> {
+    let more = this.#start(paging, gva);
+    while (more) {
+      const backed = memory.read(this.#entryGpa, this.#into);
+      if (isPending(backed)) return this.#runLater(memory, backed);
+      more = this.#take(backed);
+    }
+    return this;
+  }
+
+  async #runLater(memory: PhysicalMemory, pending: PromiseLike<boolean>): Promise<this> {
+    let more = this.#take(await pending);
+    while (more) more = this.#take(await memory.read(this.#entryGpa, this.#into));
+    return this;
+  }
+
+  /** True when there is an entry to read. */
+  #start(paging: Paging, gva: Gva): boolean {
+    gvaScratch[0] = gva;
+    this.#low = gvaHalves[0]!;
+    this.#high = gvaHalves[1]!;
+    this.#format = PAGE_FORMATS[paging.mode];
+    this.#nx = paging.nx;
+    this.#depth = 0;
+    this.fault = undefined;
+    this.rights = ENTRY_WRITABLE | ENTRY_USER;
+    this.executable = true;
+    this.pageSize = LINEAR_LIMIT_32;
+    const { levels, entrySize, canonicalShift, twoHalves } = this.#format;
+    const top = this.#high >> canonicalShift;
+    if (top !== 0 && !(top === -1 && twoHalves)) return this.#end('not-canonical');
+    if (levels.length === 0) {
+      this.gpa = this.#low >>> 0;
+      return false;
+    }
+    this.#entry.fill(0);
+    this.#into = entrySize === 8 ? this.#entry : this.#entryLow;
+    this.#enter(paging.root);
+    return true;
+  }
+
+  #enter(table: Gpa): void {
+    const level = this.#format.levels[this.#depth]!;
+    this.pageSize = level.size;
+    this.#entryGpa = table + entryIndex(level, this.#low, this.#high) * this.#format.entrySize;
+  }
+
+  /** Uses the entry that was read. True when there is another one to read. */
+  #take(backed: boolean): boolean {
+    if (!backed) return this.#end('not-backed');
+    const low = getS32(this.#entry, 0);
+    const high = getS32(this.#entry, 4);
+    const level = this.#format.levels[this.#depth]!;
+    this.trace?.push({
+      gpa: this.#entryGpa,
+      value: getU64(this.#entry, 0),
+      level: this.#format.levels.length - this.#depth,
+    });
+    if ((low & ENTRY_PRESENT) === 0) return this.#end('not-present');
+    if (hasReservedBits(level, low, high, this.#nx)) return this.#end('reserved-bits');
+    this.rights &= low | level.grants;
+    if (isNoExecute(high)) this.executable = false;
+    if (isLeaf(level, low)) {
+      this.gpa = leafAddress(level, low, high) + (this.#low & (level.size - 1));
+      return false;
+    }
+    this.#depth++;
+    this.#enter(tableAddress(low, high));
+    return true;
+  }
+
+  #end(fault: TranslationFault): false {
+    this.fault = fault;
+    return false;
+  }
+}
+
+/** The result of a walk, to be used before the next one. */
+export type WalkResult = Pick<Walker, 'gpa' | 'fault' | 'pageSize'>;
+
+/** A walker that is not in use. Walks that overlap (memory that answers later) get one of their own. */
+let idle: Walker | undefined;
+
+/** Walks to `gva`; the result is valid until it is given to {@link release}. */
+export function startWalk(memory: PhysicalMemory, paging: Paging, gva: Gva): Awaitable<WalkResult> {
+  const walker = idle ?? new Walker();
+  idle = undefined;
+  return walker.run(memory, paging, gva);
+}
+
+/** Gives a walk back for use by another. */
+export function release(walker: WalkResult): void {
+  idle = walker as Walker;
+}
+
+/**
+ * The guest-physical address behind `gva`, as a supervisor's access would find it (KVMI_VCPU_TRANSLATE_GVA): any
+ * present mapping will do, whatever its rights. Undefined when there is none, also for an address that is not
+ * canonical. The address found need not have memory behind it (devices).
+ *
+ * `paging` may be a 536-byte state block. Synchronous when the memory is.
+ */
+export function translate(
+  memory: PhysicalMemory,
+  paging: Paging | Uint8Array,
+  gva: Gva,
+): Awaitable<Gpa | undefined> {
+  return then(
+    startWalk(memory, paging instanceof Uint8Array ? pagingOf(paging) : paging, gva),
+    takeTranslation,
+  );
+}
+
+function takeTranslation(walk: WalkResult): Gpa | undefined {
+  const gpa = walk.fault === undefined ? walk.gpa : undefined;
+  release(walk);
+  return gpa;
+}
+
+/** Translates like {@link translate} and tells everything that it saw. */
+export function walk(memory: PhysicalMemory, paging: Paging, gva: Gva): Awaitable<PageWalk> {
+  const walker = new Walker();
+  const entries: PageTableEntry[] = [];
+  walker.trace = entries;
+  return then(walker.run(memory, paging, gva), ({ gpa, fault, pageSize, rights, executable }) => ({
+    gpa: fault === undefined ? gpa : undefined,
+    fault,
+    pageSize,
+    writable: (rights & ENTRY_WRITABLE) !== 0,
+    user: (rights & ENTRY_USER) !== 0,
+    executable,
+    entries,
+  }));
+}
