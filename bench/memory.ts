@@ -1,5 +1,5 @@
 import { putU64 } from '../src/abi/bytes.ts';
-import { bytesBackend, RegionMemory, readVirtual, translate } from '../src/machine/index.ts';
+import { bytesBackend, cached, RegionMemory, readVirtual, Tlb, translate } from '../src/machine/index.ts';
 
 /** Prints how often `work` can be done in a second: the best of several runs. */
 function measure(name: string, work: () => unknown): void {
@@ -33,3 +33,10 @@ measure('RegionMemory.read, 8 bytes across regions', () => memory.read(0x80000 -
 measure('RegionMemory.read, 4096 bytes', () => memory.read(0x5000, page));
 measure('translate, 4 levels', () => translate(memory, paging, gva));
 measure('readVirtual, 8 bytes', () => readVirtual(memory, paging, gva, eight));
+
+const tlb = new Tlb(memory);
+measure('Tlb.translate, hit', () => tlb.translate(paging, gva));
+measure('readVirtual with Tlb, 8 bytes', () => readVirtual(memory, paging, gva, eight, tlb));
+const cache = cached(memory, { pages: 64 });
+measure('cached read, 8 bytes', () => cache.read(0x5120, eight));
+measure('translate, 4 levels, cached', () => translate(cache, paging, gva));
