@@ -15,8 +15,10 @@ export interface Rules {
   readonly pauseNotAllowed: Refusal;
   /** `enable` above 1 in event control is an error, not the same as 1. */
   readonly strictEnable: boolean;
-  /** VM_CHECK_COMMAND and VM_CHECK_EVENT of an id that is not in the table. */
+  /** VM_CHECK_COMMAND and VM_CHECK_EVENT of an id that names nothing. */
   readonly checkUnknown: number;
+  /** Sizes of the tables in which an id that names nothing is "not allowed" instead. */
+  readonly checkTable: { readonly commands: number; readonly events: number };
   /** The ids that VM_CHECK_COMMAND knows besides commands: the event message of v9. */
   readonly checkKnowsEventMessage: boolean;
   /** The enable bit changes although the interception could not be installed. */
@@ -59,6 +61,7 @@ export const RULES: Readonly<Record<DialectName, Rules>> = {
     pauseNotAllowed: 'close',
     strictEnable: false,
     checkUnknown: KVM_EINVAL,
+    checkTable: { commands: 64, events: 14 },
     checkKnowsEventMessage: false,
     enableBitFirst: true,
     interceptionError: KVM_EOPNOTSUPP,
@@ -83,6 +86,7 @@ export const RULES: Readonly<Record<DialectName, Rules>> = {
     pauseNotAllowed: KVM_ERRNO.KVM_EPERM,
     strictEnable: true,
     checkUnknown: KVM_ENOENT,
+    checkTable: { commands: 0, events: 0 },
     checkKnowsEventMessage: true,
     enableBitFirst: true,
     interceptionError: undefined,
@@ -107,6 +111,7 @@ export const RULES: Readonly<Record<DialectName, Rules>> = {
     pauseNotAllowed: KVM_ERRNO.KVM_EPERM,
     strictEnable: true,
     checkUnknown: KVM_ENOENT,
+    checkTable: { commands: 0, events: 0 },
     checkKnowsEventMessage: false,
     enableBitFirst: false,
     interceptionError: undefined,

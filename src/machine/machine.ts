@@ -3,7 +3,7 @@ import type { Capabilities } from './capabilities.ts';
 import type { PhysicalMemory } from './memory.ts';
 import type { Answer, Stop, Trap } from './stops.ts';
 import type { Vcpu } from './vcpu.ts';
-import type { Views } from './views.ts';
+import type { Frames, Views } from './views.ts';
 
 /** Why a machine is about to leave this host or end; see {@link MachineHandler.preUnhook}. */
 export type PreUnhookReason = 'suspend' | 'migrate' | 'shutdown' | 'reset';
@@ -52,6 +52,8 @@ export interface Machine {
   readonly vcpus: readonly Vcpu[];
   /** The additional views of guest memory, where the driver has them. */
   readonly views?: Views;
+  /** Adding and removing guest frames at run time, where the driver can. */
+  readonly frames?: Frames;
 
   /** Starts reporting to `handler`. Throws when another handler is attached. */
   attach(handler: MachineHandler): Awaitable<void>;

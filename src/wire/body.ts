@@ -87,6 +87,16 @@ export function withArray<T extends object, N extends string, E>(
   };
 }
 
+/** A structure that decodes with the property `padding`: whether any of its padding was not zero. */
+export function flagged<T extends object>(layout: Struct<T>): FieldType<T & { padding?: boolean }> {
+  return {
+    name: layout.name,
+    size: layout.size,
+    read: (from, at) => Object.assign(layout.read(from, at), { padding: layout.hasPadding(from, at) }),
+    write: (into, at, value) => layout.write(into, at, value),
+  };
+}
+
 /** A body that is nothing but bytes, to the end of the message. */
 export const bytesOnly: Body<{ data: Uint8Array }> = withBytes({
   name: 'empty',

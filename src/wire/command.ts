@@ -18,8 +18,8 @@ export interface ReceivedCommand<N extends CommandName = CommandName> {
   readonly headerPadding: boolean;
   /** Padding in the body was not zero. */
   readonly padding: boolean;
-  /** Bytes of the body that were really sent, before zero-extension. */
-  readonly bodySize: number;
+  /** Bytes of the payload that were really sent, before zero-extension. */
+  readonly payloadSize: number;
   /** Undefined when the variable part is shorter than the fixed part announces. */
   readonly body: Requests[N] | undefined;
 }
@@ -44,7 +44,7 @@ export function decodeCommand(definition: CommandDefinition, payload: Uint8Array
     vcpu,
     headerPadding: headed && !isZero(bytes, 2, 6),
     padding: definition.request.hasPadding(bytes, start),
-    bodySize: Math.max(0, payload.length - start),
+    payloadSize: payload.length,
     body,
   } as ReceivedCommand;
 }

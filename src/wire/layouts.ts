@@ -1,6 +1,6 @@
 import { address, array, byteArray, empty, pad, s32, struct, u8, u16, u32, u64 } from '../abi/struct.ts';
 import { KVM_XSAVE_SIZE, kvmMsrEntry, kvmRegs } from '../abi/x86.ts';
-import { bytesOnly, fixed, withArray, withBytes } from './body.ts';
+import { bytesOnly, fixed, flagged, withArray, withBytes } from './body.ts';
 
 /*
  * The layouts that KVMI messages are made of. A name without a dialect is the same in every dialect that
@@ -59,23 +59,23 @@ export const request = {
   pageAccessV7: withArray(
     struct('set_page_access', 8, { view: u16, count: u16, padding: pad(4) }),
     'entries',
-    pageAccessEntry,
+    flagged(pageAccessEntry),
     'count',
   ),
   pageAccessV9: withArray(
     struct('set_page_access', 8, { count: u16, padding1: pad(2), padding2: pad(4) }),
     'entries',
-    pageAccessEntryV9,
+    flagged(pageAccessEntryV9),
     'count',
   ),
   pageAccessV12: withArray(
     struct('set_page_access', 8, { count: u16, padding1: pad(2), padding2: pad(4) }),
     'entries',
-    pageAccessEntry,
+    flagged(pageAccessEntry),
     'count',
   ),
   getRegisters: withArray(getRegisters, 'msrs_idx', u32, 'nmsrs'),
-  setRegisters: fixed(kvmRegs),
+  setRegisters: fixed(struct('set_registers', kvmRegs.size, { regs: byteArray(kvmRegs.size) })),
   getCpuid: fixed(struct('get_cpuid', 8, { function: u32, index: u32 })),
   controlCr: fixed(struct('control_cr', 8, { cr: u8, enable: u8, padding1: pad(2), padding2: pad(4) })),
   controlCrV7: fixed(struct('control_cr', 8, { enable: u8, padding1: pad(1), padding2: pad(2), cr: u32 })),

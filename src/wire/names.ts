@@ -1,5 +1,3 @@
-import type { KvmRegs } from '../abi/x86.ts';
-
 /** Registers as bytes in the layout of the ioctl structures; decode what is needed with abi/. */
 export interface RegistersReply {
   /** 2, 4 or 8: operand size in bytes of the code that runs. */
@@ -18,6 +16,8 @@ export interface PageAccessEntry {
   access: number;
   /** Dialect v9 only: whether a frame without memory is an error. */
   visible?: number;
+  /** Set by decoding: padding in the entry was not zero. */
+  padding?: boolean;
 }
 
 type Nothing = Record<never, never>;
@@ -49,7 +49,8 @@ export interface Requests {
   VCPU_GET_INFO: Nothing;
   VCPU_CONTROL_EVENTS: ControlEvents;
   VCPU_GET_REGISTERS: { nmsrs: number; msrs_idx: number[] };
-  VCPU_SET_REGISTERS: KvmRegs;
+  /** kvm_regs, 144 bytes. */
+  VCPU_SET_REGISTERS: { regs: Uint8Array };
   VCPU_GET_CPUID: { function: number; index: number };
   VCPU_CONTROL_CR: { cr: number; enable: number };
   VCPU_INJECT_EXCEPTION: { nr: number; error_code: number; address: bigint };
