@@ -9,6 +9,7 @@ import {
   entryIndex,
   hasReservedBits,
   isLeaf,
+  LINEAR_LIMIT_32,
   leafAddress,
   PAGE_FORMATS,
   RIGHT_EXECUTE,
@@ -48,9 +49,6 @@ export interface PageWalk {
   /** From the top. */
   readonly entries: readonly PageTableEntry[];
 }
-
-/** What linear addresses reach without paging. */
-const LINEAR_LIMIT_32 = 2 ** 32;
 
 /** Instead of the address of the next entry: there is none. */
 const END = -1;
