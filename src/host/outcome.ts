@@ -1,7 +1,14 @@
 import { KVM_ERRNO } from '../abi/errno.ts';
 import { KvmiError, messageOf } from '../error.ts';
 import { CapabilityError } from '../machine/index.ts';
-import { type CommandName, ERROR_SIZE, HEADER_SIZE, ProtocolError, type Replies } from '../wire/index.ts';
+import {
+  allocate,
+  type CommandName,
+  ERROR_SIZE,
+  HEADER_SIZE,
+  ProtocolError,
+  type Replies,
+} from '../wire/index.ts';
 import type { HookLog } from './log.ts';
 import type { Refusal } from './rules.ts';
 
