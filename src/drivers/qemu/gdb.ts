@@ -117,6 +117,11 @@ export class GdbClient {
     if (!this.#ended && this.#running) this.#socket.write(INTERRUPT, 'latin1');
   }
 
+  /** The guest runs though it was not resumed from here: somebody else let it. */
+  assumeRunning(): void {
+    this.#running = true;
+  }
+
   /** The registers of the target, by the names of the target description. */
   register(name: string): GdbRegister {
     const register = this.#registers.get(name);

@@ -1,10 +1,10 @@
 import { regsOf, STATE_SIZE } from '../../abi/state.ts';
-import type { Awaitable } from '../../awaitable.ts';
+import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
-import { type Answer, CONTINUE, type Stop } from '../../machine/stops.ts';
+import { type Answer, CONTINUE, CRASH, type Stop } from '../../machine/stops.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
-import { SIGTRAP, type StopReply } from './gdb-codec.ts';
+import { SIGTRAP, type StopReply, threadId } from './gdb-codec.ts';
 import type { QmpTransport } from './qmp.ts';
 import { writeChangedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
@@ -20,7 +20,7 @@ const STOP_TIMEOUT_MS = 30_000;
 /** What the run control needs of the machine around it. All but `changed` and `closed` are called with every vCPU stopped. */
 export interface RunControlOwner {
   stop(vcpu: number, stop: Stop): Awaitable<Answer>;
-  request(vcpu: number): Awaitable<void>;
+  request(vcpu: number): Awaitable<'crash' | undefined>;
   /** The state of all vCPUs. */
   readStates(gdb: GdbClient): Promise<CpuState[]>;
   /** Delivers an exception as the CPU would, and answers what the handler is told. */
@@ -74,7 +74,9 @@ export class RunControl {
     qmp.onEvent(({ name }) => {
       if (name === 'RESUME') this.#resumed();
     });
-    qmp.onClosed((error) => this.#fail(error ?? new KvmiError('E_QMP_CLOSED', 'the monitor connection was closed')));
+    qmp.onClosed((error) =>
+      this.#fail(error ?? new KvmiError('E_QMP_CLOSED', 'the monitor connection was closed')),
+    );
   }
 
   /** Why nothing works any more; undefined while it does. */
@@ -87,10 +89,12 @@ export class RunControl {
     return this.#gdb !== undefined;
   }
 
-  /** Asks for a call of the owner's `request`. */
-  request(vcpu: number): void {
-    this.vcpus[vcpu]!.requested = true;
-    this.#start();
+  /** Asks for a call of the owner's `request`. Done when the vCPU is outside the guest, or nothing works any more. */
+  request(vcpu: number): Awaitable<void> {
+    const run = this.vcpus[vcpu]!;
+    run.requested = true;
+    if (run.hold || this.#lost) return;
+    return this.exclusive(async () => {}).catch(() => {});
   }
 
   /** Runs `task` while every vCPU is stopped; they run on afterwards. */
@@ -136,7 +140,7 @@ export class RunControl {
   /** Executes one instruction on a vCPU while the others stay stopped. For tasks. */
   async stepAlone(vcpu: number, gdb: GdbClient): Promise<void> {
     this.#expectResume();
-    gdb.resume(`vCont;s:${threadName(vcpu)}`);
+    gdb.resume(`vCont;s:${threadId(vcpu)}`);
     await this.#awaitStop();
     this.vcpus[vcpu]!.stepUnfinished = false;
     this.#reply = undefined;
@@ -284,11 +288,13 @@ export class RunControl {
       this.#hold(vcpu, encounter, () => this.#owner.stop(vcpu.index, encounter?.stop ?? (next as Stop)));
     } else if (vcpu.requested) {
       vcpu.requested = false;
-      this.#hold(vcpu, undefined, () => this.#owner.request(vcpu.index));
+      this.#hold(vcpu, undefined, () =>
+        then(this.#owner.request(vcpu.index), (crash) => (crash === undefined ? CONTINUE : CRASH)),
+      );
     }
   }
 
-  #hold(vcpu: VcpuRun, encounter: Encounter | undefined, call: () => Awaitable<Answer | undefined | void>): void {
+  #hold(vcpu: VcpuRun, encounter: Encounter | undefined, call: () => Awaitable<Answer>): void {
     const hold: Hold = {
       encounter,
       state: vcpu.state,
@@ -302,10 +308,7 @@ export class RunControl {
       this.#wake.raise();
     };
     // A handler that fails has no wish: the guest goes on as without it.
-    (async () => call())().then(
-      (answer) => over(answer ?? CONTINUE),
-      () => over(CONTINUE),
-    );
+    (async () => call())().then(over, () => over(CONTINUE));
   }
 
   async #release(vcpu: VcpuRun, hold: Hold, answer: Answer): Promise<void> {
@@ -337,7 +340,7 @@ export class RunControl {
       vcpu.stepUnfinished = true;
     }
     const all = steps.length === 0 && running.length === this.vcpus.length;
-    const actions = running.map((vcpu) => `;${steps.includes(vcpu) ? 's' : 'c'}:${threadName(vcpu.index)}`);
+    const actions = running.map((vcpu) => `;${steps.includes(vcpu) ? 's' : 'c'}:${threadId(vcpu.index)}`);
     for (const vcpu of running) vcpu.state = undefined;
     this.#expectResume();
     gdb.resume(all ? 'c' : `vCont${actions.join('')}`);
@@ -389,8 +392,8 @@ export class RunControl {
       this.#pausedByOthers = false;
       this.#owner.paused(false);
     }
+    // A task makes the loop stop the guest again, and find out where its vCPUs are.
     if (this.vcpus.some(({ hold }) => hold)) this.exclusive(async () => {}).catch(() => {});
-    this.#wake.raise();
   }
 
   async #leave(): Promise<void> {
@@ -419,9 +422,9 @@ export class RunControl {
     for (const vcpu of this.vcpus) {
       while (vcpu.stepUnfinished && !this.#pausedByOthers) {
         // A stop ends the stepping of the vCPU that it is attributed to, which is the one that Hc names.
-        await gdb.command(`Hc${threadName(vcpu.index)}`);
+        await gdb.command(`Hc${threadId(vcpu.index)}`);
         this.#expectResume();
-        gdb.resume(`vCont;c:${threadName(vcpu.index)}`);
+        gdb.resume(`vCont;c:${threadId(vcpu.index)}`);
         gdb.interrupt();
         await this.#awaitStop();
         vcpu.stepUnfinished = this.#reply?.vcpu !== vcpu.index;
@@ -440,8 +443,4 @@ export class RunControl {
     this.#wake.raise();
     this.#owner.lost(error);
   }
-}
-
-function threadName(vcpu: number): string {
-  return `p1.${(vcpu + 1).toString(16)}`;
 }

@@ -87,6 +87,11 @@ export class SavedCpu implements CpuState {
     return this.#cpu.get('rip');
   }
 
+  /** A register by QEMU's name. */
+  register(name: 'rip' | 'cr3' | 'efer'): bigint {
+    return this.#cpu.get(name);
+  }
+
   get xcr0(): bigint {
     return this.#cpu.get('xcr0');
   }

@@ -32,7 +32,8 @@ export async function planStub(qmp: QmpTransport, workspace: Workspace): Promise
     });
   }
   const address = parseChardev(filename.slice('disconnected:'.length));
-  const abandoned = address !== undefined && 'path' in address && address.path.includes(`/${WORKSPACE_PREFIX}`);
+  const abandoned =
+    address !== undefined && 'path' in address && address.path.includes(`/${WORKSPACE_PREFIX}`);
   return address === undefined || abandoned ? own : { address, own: false };
 }
 
