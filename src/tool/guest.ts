@@ -124,7 +124,8 @@ export class Guest {
    * Sets the handler of a kind of events; the result removes it. The events have to be turned on separately.
    *
    * A handler that returns its answer (rather than a promise) is the fastest: the answer is sent at once. An exception
-   * is reported to `onError`, and the guest goes on. After the handler of UNHOOK the guest is detached.
+   * is reported to `onError`, and the guest goes on. After the handler of UNHOOK the guest is detached. (TypeScript
+   * takes a bare `return 'retry'` in an async function for any string: write `return { action: 'retry' }` there.)
    */
   on<N extends EventName>(name: N, handler: EventHandler<N>): () => void {
     return this.dispatcher.on(name, handler);
