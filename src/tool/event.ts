@@ -65,6 +65,8 @@ export class GuestEvent<N extends EventName = EventName> {
   readonly name: N;
   readonly vcpu: GuestVcpu;
   readonly data: EventData[N];
+  /** What is answered when nobody decides. @internal */
+  otherwise: Action = 'continue';
   readonly #received: ReceivedEvent;
   #registers: Registers | undefined;
   #answered = false;
@@ -112,7 +114,7 @@ export class GuestEvent<N extends EventName = EventName> {
     const message = encodeEventReply(
       this.vcpu.connection.dialect,
       this.#received,
-      action ?? 'continue',
+      action ?? this.otherwise,
       this.#replyData(details as AllDetails | undefined),
     );
     this.#answered = true;

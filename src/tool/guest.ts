@@ -80,7 +80,7 @@ export class Guest {
     this.#pageAccess = new PageAccessTable(connection.requests);
     this.#growTo(vcpuCount);
     connection.onEvent = (event) => this.#take(event);
-    void connection.closed.then(() => this.#ended());
+    connection.onEnd(() => this.dispatcher.end());
   }
 
   get dialect(): DialectName {
@@ -200,7 +200,7 @@ export class Guest {
   /**
    * Single-steps a vCPU: calls `each` after every instruction, until it gives false.
    *
-   * @returns when it did.
+   * @returns when it did, or the connection is over.
    */
   singlestep(vcpu: GuestVcpu, each: StepHandler): Promise<void> {
     return singlestep(this, vcpu, each);
@@ -239,11 +239,6 @@ export class Guest {
   report(error: Error): void {
     if (!(this.connection.ended && error instanceof KvmiError && isClosed(error)))
       this.connection.report(error);
-  }
-
-  #ended(): void {
-    for (const vcpu of this.#vcpus) vcpu.stop.fail();
-    this.dispatcher.end();
   }
 }
 
