@@ -1,7 +1,17 @@
 export * from './address.ts';
 export * from './capabilities.ts';
+export * from './leaf-mappings.ts';
 export type * from './machine.ts';
 export type * from './memory.ts';
+export * from './memory-access.ts';
+export * from './middleware/cached.ts';
+export * from './middleware/faulty.ts';
+export * from './middleware/metered.ts';
+export * from './page-walk.ts';
+export * from './paging.ts';
+export * from './region-memory.ts';
 export * from './stops.ts';
+export * from './tlb.ts';
 export type * from './vcpu.ts';
 export type * from './views.ts';
+export * from './virtual-memory.ts';

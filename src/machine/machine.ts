@@ -3,7 +3,7 @@ import type { Capabilities } from './capabilities.ts';
 import type { PhysicalMemory } from './memory.ts';
 import type { Answer, Stop, Trap } from './stops.ts';
 import type { Vcpu } from './vcpu.ts';
-import type { Views } from './views.ts';
+import type { Frames, Views } from './views.ts';
 
 /** Why a machine is about to leave this host or end; see {@link MachineHandler.preUnhook}. */
 export type PreUnhookReason = 'suspend' | 'migrate' | 'shutdown' | 'reset';
@@ -20,9 +20,11 @@ export interface MachineHandler {
   stop(vcpu: Vcpu, stop: Stop): Awaitable<Answer>;
   /**
    * Answers {@link Vcpu.request}: the vCPU is outside the guest until this is done. Any number of
-   * requests made before it starts are answered by one call.
+   * requests made before it starts are answered by one call; one made meanwhile, also while a stop is
+   * handled, is answered by another call before the guest is entered. `crash` ends the vCPU as the
+   * answer of that name does.
    */
-  request(vcpu: Vcpu): Awaitable<void>;
+  request(vcpu: Vcpu): Awaitable<'crash' | undefined>;
   /** A vCPU was added; it does not run before this is done. */
   vcpuCreated?(vcpu: Vcpu): Awaitable<void>;
   /** The device manager is about to take the machine away. It should not go on before this is done. */
@@ -50,6 +52,8 @@ export interface Machine {
   readonly vcpus: readonly Vcpu[];
   /** The additional views of guest memory, where the driver has them. */
   readonly views?: Views;
+  /** Adding and removing guest frames at run time, where the driver can. */
+  readonly frames?: Frames;
 
   /** Starts reporting to `handler`. Throws when another handler is attached. */
   attach(handler: MachineHandler): Awaitable<void>;

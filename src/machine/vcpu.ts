@@ -34,8 +34,11 @@ export interface Vcpu {
   /** Virtual TSC frequency in Hz, 0 if not known. */
   readonly tscHz: number;
 
-  /** Asks for one call of the handler's `request` with this vCPU outside the guest. Returns at once. */
-  request(): void;
+  /**
+   * Asks for one call of the handler's `request` with this vCPU outside the guest. What is returned is
+   * done when the vCPU has left the guest: at once when it is not in it.
+   */
+  request(): Awaitable<void>;
 
   /**
    * Fills `into` (536 bytes) with the x86 block of an event: mode, kvm_regs, kvm_sregs and nine MSRs;

@@ -24,3 +24,11 @@ export interface Views {
   /** Sub-page write rights: bit i of `bitmap` allows writes to the i-th 128 bytes. */
   setWriteBitmap?(view: number, gfn: Gfn, bitmap: number): Awaitable<boolean>;
 }
+
+/** Guest frames that come and go at run time (dialect v7, VCPU_ALLOC_GFN and VCPU_FREE_GFN). */
+export interface Frames {
+  /** Puts a page of zeros behind an unused frame. False when the frame is in use. */
+  allocate(gfn: Gfn): Awaitable<boolean>;
+  /** Takes back `allocate`. False when the frame was not allocated by it. */
+  free(gfn: Gfn): Awaitable<boolean>;
+}

@@ -1,0 +1,3 @@
+export * from './device-manager.ts';
+export * from './introspection.ts';
+export { formatUuid, type Log, SILENT } from './log.ts';
