@@ -49,6 +49,11 @@ export const ERROR_CODES = {
     meaning: 'The cookie file cannot be read, is empty, or others than its owner may read it.',
     next: 'Make it private: `chmod 600 FILE`.',
   },
+  E_COOKIE: {
+    exit: 'peer',
+    meaning: 'A tool was to listen on a TCP port without a cookie: anybody could connect.',
+    next: 'Give both ends the same secret, or use `unix:PATH`.',
+  },
   E_DETACH: {
     exit: 'error',
     meaning: 'Something that the tool had turned on could not be turned off by it.',
@@ -121,6 +126,16 @@ export const ERROR_CODES = {
     meaning: 'The command changes the guest and was not told that it may.',
     next: 'Add the `--allow-…` option that the message names.',
   },
+  E_NOT_HOOKABLE: {
+    exit: 'unsupported',
+    meaning: 'The VM was found, but there is no way into it.',
+    next: 'The message says what is missing; for QEMU it is a QMP socket: `-qmp unix:PATH,server=on,wait=off`.',
+  },
+  E_NOT_MAPPED: {
+    exit: 'error',
+    meaning: 'A guest-virtual address has no translation in the current address space.',
+    next: 'Use an address that is mapped everywhere (the kernel), or wait until its process runs.',
+  },
   E_NO_VM: {
     exit: 'noSuchVm',
     meaning: 'There is no such VM.',
@@ -135,11 +150,6 @@ export const ERROR_CODES = {
     exit: 'unsupported',
     meaning: 'The dialect in use has no such command, event or action.',
     next: 'Use another `--dialect`; docs/reference/protocol.md lists what each one has.',
-  },
-  E_PARTIAL: {
-    exit: 'partial',
-    meaning: 'The result is not complete, and `--strict` was given.',
-    next: 'The reasons are on standard error and in `reasons` of the JSON.',
   },
   E_PROTOCOL: {
     exit: 'peer',
@@ -177,7 +187,11 @@ export const ERROR_CODES = {
     meaning: 'What listens at the QMP socket does not speak QMP.',
     next: 'Check that the path is a QMP socket and not a human monitor or a console.',
   },
-  E_QMP_TIMEOUT: { exit: 'timeout', meaning: 'QEMU did not answer a monitor command in time.', next: CHECK_VM },
+  E_QMP_TIMEOUT: {
+    exit: 'timeout',
+    meaning: 'QEMU did not answer a monitor command in time.',
+    next: CHECK_VM,
+  },
   E_REPLY: {
     exit: 'error',
     meaning: 'The host side answered a command with an error number.',

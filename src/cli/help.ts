@@ -74,15 +74,25 @@ export function commandHelp(command: Command, theme: Theme): string {
 
 const EXAMPLES = [
   { does: 'which VMs run here, and how each can be hooked', command: 'kvmi list' },
-  { does: 'the registers of a machine that lives in this process: no VM needed', command: 'kvmi regs embedded:' },
-  { does: 'hook a VM to a tool that listens on a socket', command: 'kvmi hook VM --tool unix:/run/tool.sock' },
+  {
+    does: 'the registers of a machine that lives in this process: no VM needed',
+    command: 'kvmi regs embedded:',
+  },
+  {
+    does: 'hook a VM to a tool that listens on a socket',
+    command: 'kvmi hook VM --tool unix:/run/tool.sock',
+  },
 ];
 
 /** Help of `kvmi` itself. */
 export function programHelp(theme: Theme): string {
   const commands = Object.entries(COMMANDS).map(([term, { summary }]) => ({ term, about: summary }));
   return [
-    section('Examples', EXAMPLES.flatMap(({ does, command }) => [theme.dim(`# ${does}`), command]), theme),
+    section(
+      'Examples',
+      EXAMPLES.flatMap(({ does, command }) => [theme.dim(`# ${does}`), command]),
+      theme,
+    ),
     section('Usage', ['kvmi <COMMAND> [options] [VM] …'], theme),
     section('Commands', entryLines(commands), theme),
     section('VM is one of', targetLines(), theme),

@@ -9,7 +9,11 @@ export const EXIT_OF_END: Readonly<Record<EndReason, number>> = {
   closed: EXIT.ok.code,
 };
 
-const SIGNALS: Readonly<Record<string, EndReason>> = { SIGINT: 'SIGINT', SIGTERM: 'SIGTERM', SIGHUP: 'SIGTERM' };
+const SIGNALS: Readonly<Record<string, EndReason>> = {
+  SIGINT: 'SIGINT',
+  SIGTERM: 'SIGTERM',
+  SIGHUP: 'SIGTERM',
+};
 
 /**
  * Turns signals and the time-out into the abortion of one AbortSignal, so that commands unhook on their own way

@@ -1,4 +1,4 @@
-import { Command as Parser, Option as ParserOption, CommanderError } from 'commander';
+import { CommanderError, Command as Parser, Option as ParserOption } from 'commander';
 import type { Command, OptionTable } from './command.ts';
 import { COMMANDS } from './commands/index.ts';
 import { UsageError } from './errors.ts';

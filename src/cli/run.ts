@@ -40,7 +40,9 @@ export async function run(argv: readonly string[]): Promise<number> {
 
 /** How to print an error of a command line that was not understood. */
 function earlySettings(argv: readonly string[]): Pick<CommonSettings, 'logFormat' | 'color' | 'verbose'> {
-  const asJson = argv.some((word, i) => word === '--log-format=json' || (word === 'json' && argv[i - 1] === '--log-format'));
+  const asJson = argv.some(
+    (word, i) => word === '--log-format=json' || (word === 'json' && argv[i - 1] === '--log-format'),
+  );
   return { logFormat: asJson ? 'json' : 'text', color: 'auto', verbose: 0 };
 }
 
@@ -132,7 +134,8 @@ class Execution {
       for await (const _ of output.rows);
       return;
     }
-    for await (const line of render(output, outputSettings, destination)) await this.#stdout.write(`${line}\n`);
+    for await (const line of render(output, outputSettings, destination))
+      await this.#stdout.write(`${line}\n`);
   }
 
   /** Fails when the command has not ended a while after it was told to. */

@@ -2,8 +2,14 @@
  * What must not reach a terminal as it is: control characters (escape sequences start with one), characters that
  * reorder or hide text, line separators, and halves of surrogate pairs.
  */
-const UNSAFE =
-  /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\u2028\u2029\u{e0000}-\u{e007f}]|[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0]/gu;
+const UNSAFE = new RegExp(
+  [
+    '\\p{Cc}|\\p{Cf}|\\p{Co}|\\p{Cs}|\\u2028|\\u2029',
+    // Shown as nothing, though they are no format characters.
+    '\\u034f|\\u115f|\\u1160|\\u17b4|\\u17b5|[\\u180b-\\u180f]|\\u2800|\\u3164|\\uffa0|[\\ufe00-\\ufe0f]|[\\u{e0100}-\\u{e01ef}]',
+  ].join('|'),
+  'gu',
+);
 
 function escaped(character: string): string {
   const code = character.codePointAt(0)!;
