@@ -15,14 +15,19 @@ export class UsageError extends KvmiError {
 /** Codes of operating system errors that mean: you may not. */
 const PERMISSION_ERRNOS = new Set(['EACCES', 'EPERM']);
 
+/** Codes that say what failed, while the cause says why. */
+const CAUSE_DECIDES = new Set(['E_HOOK']);
+
 /** How the command ends after `error`. */
 export function exitOf(error: unknown): ExitName {
-  if (error instanceof KvmiError) {
-    if (isErrorCode(error.code)) return ERROR_CODES[error.code].exit;
-    return 'error';
-  }
-  const errno = (error as NodeJS.ErrnoException | undefined)?.code ?? '';
-  return PERMISSION_ERRNOS.has(errno) ? 'permission' : 'error';
+  if (!(error instanceof KvmiError)) return isDenied(error) ? 'permission' : 'error';
+  if (isDenied(error.cause)) return 'permission';
+  if (CAUSE_DECIDES.has(error.code) && error.cause instanceof KvmiError) return exitOf(error.cause);
+  return isErrorCode(error.code) ? ERROR_CODES[error.code].exit : 'error';
+}
+
+function isDenied(error: unknown): boolean {
+  return PERMISSION_ERRNOS.has((error as NodeJS.ErrnoException | undefined)?.code ?? '');
 }
 
 export function exitCodeOf(error: unknown): number {
