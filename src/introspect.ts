@@ -2,7 +2,7 @@ import { KvmiError, messageOf } from './error.ts';
 import { Introspection, type Log } from './host/index.ts';
 import type { Machine } from './machine/index.ts';
 import { type ConnectGuestOptions, connectGuest, type Guest } from './tool/index.ts';
-import { type Channel, type ChannelHandler, loopback } from './transport/index.ts';
+import { type Channel, type ChannelHandler, ChannelWrapper, loopback } from './transport/index.ts';
 import type { DialectName } from './wire/index.ts';
 
 export interface IntrospectOptions extends Pick<ConnectGuestOptions, 'requestTimeout' | 'onError'> {
@@ -51,44 +51,19 @@ export async function introspect(machine: Machine, options: IntrospectOptions = 
 }
 
 /** A channel whose end is told only after the machine is unhooked: `guest.detach()` then means both. */
-class UnhookingChannel implements Channel {
-  readonly #channel: Channel;
+class UnhookingChannel extends ChannelWrapper {
   readonly #unhook: () => Promise<unknown>;
 
-  constructor(channel: Channel, unhook: () => Promise<unknown>) {
-    this.#channel = channel;
+  constructor(inner: Channel, unhook: () => Promise<unknown>) {
+    super(inner);
     this.#unhook = unhook;
   }
 
-  get peer(): string {
-    return this.#channel.peer;
-  }
-
-  get backlog(): number {
-    return this.#channel.backlog;
-  }
-
-  open(handler: ChannelHandler): void {
-    this.#channel.open({
+  override open(handler: ChannelHandler): void {
+    this.inner.open({
       data: (bytes) => handler.data(bytes),
       drain: () => handler.drain?.(),
       close: (error) => void this.#unhook().finally(() => handler.close(error)),
     });
-  }
-
-  write(bytes: Uint8Array): void {
-    this.#channel.write(bytes);
-  }
-
-  pause(): void {
-    this.#channel.pause();
-  }
-
-  resume(): void {
-    this.#channel.resume();
-  }
-
-  shutdown(): void {
-    this.#channel.shutdown();
   }
 }
