@@ -1,5 +1,4 @@
 import type { Command, Option, OptionTable } from './command.ts';
-import { COMMANDS } from './commands/index.ts';
 import { COMMON_OPTIONS } from './settings.ts';
 import { TARGET_PREFIXES } from './targets.ts';
 
@@ -18,10 +17,6 @@ function allFlags(options: OptionTable): string[] {
   return Object.values(options).flatMap(flagsOf);
 }
 
-async function allCommands(): Promise<Command[]> {
-  return Promise.all(Object.values(COMMANDS).map(({ load }) => load()));
-}
-
 function takesVm(command: Command): boolean {
   return command.arguments[0]?.name === 'VM';
 }
@@ -32,8 +27,9 @@ const LIST_VMS = 'kvmi list -o csv -c name,pid 2>/dev/null | tail -n +2 | tr , "
 
 const SCRIPTS: Readonly<Record<Shell, (commands: readonly Command[]) => string>> = { bash, zsh, fish };
 
-export async function completionScript(shell: Shell): Promise<string> {
-  return SCRIPTS[shell](await allCommands());
+/** What to give to a shell, so that it completes these commands. */
+export function completionScript(shell: Shell, commands: readonly Command[]): string {
+  return SCRIPTS[shell](commands);
 }
 
 /** Options with words to choose from, of all commands. */

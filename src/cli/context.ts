@@ -1,3 +1,4 @@
+import type { Command } from './command.ts';
 import type { CliLog } from './log.ts';
 import type { Theme } from './output/theme.ts';
 
@@ -14,6 +15,8 @@ export interface Context {
   /** For text on standard error. */
   readonly theme: Theme;
   readonly env: Readonly<Record<string, string | undefined>>;
+  /** The description of every command. */
+  commands(): Promise<readonly Command[]>;
   /** Says that the result is not complete, and why. */
   partial(reason: string): void;
   /** Writes bytes to standard output; resolves when they are taken. */

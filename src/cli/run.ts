@@ -1,5 +1,6 @@
 import { messageOf } from '../error.ts';
 import type { Command } from './command.ts';
+import { loadCommands } from './commands/index.ts';
 import type { Context } from './context.ts';
 import { errorFields, errorJson, errorText, exitCodeOf } from './errors.ts';
 import { EXIT } from './exit-codes.ts';
@@ -102,6 +103,7 @@ class Execution {
       terminal: this.#stdout.terminal,
       theme,
       env: process.env,
+      commands: loadCommands,
       partial: (reason) => {
         this.#reasons.push(reason);
       },

@@ -3,19 +3,13 @@ import type { Machine } from '../machine/index.ts';
 import { type Argument, argument, optionalArgument } from './command.ts';
 import type { Context } from './context.ts';
 import { discover, type FoundVm, handleOf } from './discover.ts';
+import { EMBEDDED_TARGET } from './drivers/embedded.ts';
 import { didYouMean } from './suggest.ts';
+import type { TargetKind } from './target-kind.ts';
 import { text } from './values.ts';
 
-/** A way to say which VM, with a prefix: `qemu:PATH`. */
-interface TargetKind {
-  readonly prefix: string;
-  /** What follows the prefix, for help. */
-  readonly syntax: string;
-  readonly about: string;
-  open(rest: string, context: Context): Promise<Machine>;
-}
-
-const TARGET_KINDS: readonly TargetKind[] = [];
+/** Every kind; a driver adds its own here. */
+const TARGET_KINDS: readonly TargetKind[] = [EMBEDDED_TARGET];
 
 /** `qemu:` and the like. */
 export const TARGET_PREFIXES = TARGET_KINDS.map(({ prefix }) => `${prefix}:`);

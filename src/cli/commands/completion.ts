@@ -16,6 +16,6 @@ export const completion = command({
   columns: [],
   // biome-ignore lint/correctness/useYield: a script is no row
   async *run(context, [shell]) {
-    await context.write(await completionScript(shell));
+    await context.write(completionScript(shell, await context.commands()));
   },
 });

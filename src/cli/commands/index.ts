@@ -49,3 +49,8 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     load: async () => (await import('./version.ts')).version,
   },
 };
+
+/** The descriptions of all of them. */
+export function loadCommands(): Promise<Command[]> {
+  return Promise.all(Object.values(COMMANDS).map(({ load }) => load()));
+}
