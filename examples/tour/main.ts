@@ -1,9 +1,8 @@
 import { messageOf } from '../../src/error.ts';
+import { linuxTour } from './linux.ts';
 
-const wantsLinux = process.argv.includes('--linux');
 try {
-  if (wantsLinux) await (await import('./linux.ts')).linuxTour();
-  else await (await import('./embedded.ts')).embeddedTour();
+  await linuxTour();
 } catch (error) {
   console.error(`kvmi: ${messageOf(error)}`);
   process.exit(1);

@@ -5,8 +5,8 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, test } from 'node:test';
-import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 import { KernelText, symbolsOf } from '../kit/kernel-text.ts';
+import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 const TOOL_KILLS = 50;
 const HOST_KILLS = 20;
@@ -68,18 +68,26 @@ describe('a guest survives whoever is killed', { skip: whyNoLinuxGuest() ?? fals
   test(`the tool is killed at ${TOOL_KILLS} moments`, async () => {
     const socket = join(vm.directory, 'tool.sock');
     const hostArgs = [vm.qmp, `unix:${socket}`];
-    let tool = spawn(process.execPath, [join(import.meta.dirname, 'tool-process.js'), `unix:${socket}`, gva], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    });
+    let tool = spawn(
+      process.execPath,
+      [join(import.meta.dirname, 'tool-process.js'), `unix:${socket}`, gva],
+      {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      },
+    );
     const host = await start('host-process.js', hostArgs, 'serving');
     try {
       for (let round = 0; round < TOOL_KILLS; round++) {
         await moment(round, TOOL_KILLS, 600);
         await kill(tool);
         await expectUnharmed(`tool killed, round ${round}`);
-        tool = spawn(process.execPath, [join(import.meta.dirname, 'tool-process.js'), `unix:${socket}`, gva], {
-          stdio: ['ignore', 'pipe', 'inherit'],
-        });
+        tool = spawn(
+          process.execPath,
+          [join(import.meta.dirname, 'tool-process.js'), `unix:${socket}`, gva],
+          {
+            stdio: ['ignore', 'pipe', 'inherit'],
+          },
+        );
       }
     } finally {
       await kill(tool);
@@ -91,9 +99,13 @@ describe('a guest survives whoever is killed', { skip: whyNoLinuxGuest() ?? fals
 
   test(`the host side is killed at ${HOST_KILLS} moments`, async () => {
     const socket = join(vm.directory, 'tool2.sock');
-    const tool = spawn(process.execPath, [join(import.meta.dirname, 'tool-process.js'), `unix:${socket}`, gva], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    });
+    const tool = spawn(
+      process.execPath,
+      [join(import.meta.dirname, 'tool-process.js'), `unix:${socket}`, gva],
+      {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      },
+    );
     try {
       for (let round = 0; round < HOST_KILLS; round++) {
         const host = await start('host-process.js', [vm.qmp, `unix:${socket}`], 'serving');

@@ -47,6 +47,8 @@ async function hashes(vm: LinuxGuest, start: bigint, size: number): Promise<stri
   const bytes = readFileSync(file);
   rmSync(file);
   return Array.from({ length: Math.ceil(size / 4096) }, (_, i) =>
-    createHash('sha1').update(bytes.subarray(i * 4096, (i + 1) * 4096)).digest('hex'),
+    createHash('sha1')
+      .update(bytes.subarray(i * 4096, (i + 1) * 4096))
+      .digest('hex'),
   );
 }
