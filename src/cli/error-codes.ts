@@ -29,6 +29,12 @@ export const ERROR_CODES = {
     meaning: 'A program called a function with a value that it does not take.',
     next: 'Correct the call; the message names the value and what is taken.',
   },
+  E_BREAKPOINT_LOST: {
+    exit: 'error',
+    meaning:
+      'An instruction could not be carried out after a hit; its breakpoint was taken out. The guest goes on unharmed.',
+    next: 'Set it again, or on the first instruction of the function.',
+  },
   E_BUSY: {
     exit: 'error',
     meaning: 'Something else holds the VM: it is hooked or debugged already.',
@@ -81,6 +87,11 @@ export const ERROR_CODES = {
     next: 'The message names the request and the answer.',
   },
   E_GDB_TIMEOUT: { exit: 'timeout', meaning: 'The gdbstub did not answer in time.', next: CHECK_VM },
+  E_GONE: {
+    exit: 'error',
+    meaning: 'The machine was shut down.',
+    next: CHECK_VM,
+  },
   E_HANDLER: {
     exit: 'error',
     meaning: "A tool's event handler threw; the guest went on as if the event had not been intercepted.",
@@ -105,6 +116,11 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'Somebody listens at that socket path, or something that is no socket is there.',
     next: 'Choose another path, or remove the file.',
+  },
+  E_LIMIT: {
+    exit: 'error',
+    meaning: 'More was asked for than there can be.',
+    next: 'The message names the limit.',
   },
   E_LISTEN: {
     exit: 'error',
@@ -135,6 +151,11 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'A guest-virtual address has no translation in the current address space.',
     next: 'Use an address that is mapped everywhere (the kernel), or wait until its process runs.',
+  },
+  E_NOT_STARTED: {
+    exit: 'error',
+    meaning: 'The guest has not started this vCPU yet: it has no state to look at.',
+    next: 'Choose another vCPU, or wait until the guest has booted.',
   },
   E_NO_VM: {
     exit: 'noSuchVm',
@@ -196,6 +217,11 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'The host side answered a command with an error number.',
     next: 'docs/reference/protocol.md says what the number means for the command.',
+  },
+  E_STEP: {
+    exit: 'error',
+    meaning: 'A vCPU did not get past an instruction by single-stepping.',
+    next: 'Set the breakpoint on another instruction nearby.',
   },
   E_TIMEOUT: {
     exit: 'timeout',

@@ -4,7 +4,7 @@ import { exitCodeLines } from './exit-codes.ts';
 import { padded, wrapped } from './output/text.ts';
 import type { Theme } from './output/theme.ts';
 import { COMMON_OPTIONS } from './settings.ts';
-import { targetLines } from './targets.ts';
+import { targetTerms } from './targets.ts';
 
 const WIDTH = 100;
 
@@ -45,6 +45,10 @@ export function usage(command: Command): string {
     optional ? `[${name}]` : `<${name}>`,
   );
   return ['kvmi', command.name, '[options]', ...operands].join(' ');
+}
+
+function targetLines(): string[] {
+  return entryLines(targetTerms().map(([term, about]) => ({ term, about })));
 }
 
 /** Help of one command; examples come first. */

@@ -1,4 +1,5 @@
 import type { Log } from '../host/log.ts';
+import { formatTime, now } from './output/columns.ts';
 import { printableLines, safeJson } from './output/printable.ts';
 import type { Theme } from './output/theme.ts';
 
@@ -42,7 +43,7 @@ export function createLog(settings: LogSettings): CliLog {
     const text = message.replace(HOST_SEVERITY, '$1 ');
     settings.write(
       settings.format === 'json'
-        ? safeJson({ v: 1, level, time: new Date().toISOString(), message: text })
+        ? safeJson({ v: 1, level, time: formatTime(now()), message: text })
         : `${paint[level]} ${printableLines(text)}`,
     );
   };

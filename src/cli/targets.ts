@@ -27,14 +27,13 @@ export const OPTIONAL_VM: Argument<string | undefined> = optionalArgument(
   text,
 );
 
-/** How a VM can be named, for help. */
-export function targetLines(): string[] {
-  const lines = [
+/** How a VM can be named, and what that means. */
+export function targetTerms(): [term: string, about: string][] {
+  return [
     ['NAME', 'the name, UUID or pid of a VM that `kvmi list` shows'],
-    ['-', 'the only VM that runs on this host'],
-    ...TARGET_KINDS.map(({ prefix, syntax, about }) => [`${prefix}:${syntax}`, about]),
+    [ONLY, 'the only VM that runs on this host'],
+    ...TARGET_KINDS.map(({ prefix, syntax, about }): [string, string] => [`${prefix}:${syntax}`, about]),
   ];
-  return lines.map(([term, about]) => `${term!.padEnd(18)}${about}`);
 }
 
 /**

@@ -3,7 +3,7 @@ import type { GuestEvent } from '../../tool/index.ts';
 import { argument, command, defaultOption, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { Mailbox } from '../mailbox.ts';
-import type { Column, Row } from '../output/columns.ts';
+import { type Column, now, type Row } from '../output/columns.ts';
 import { GENERAL_NAMES } from '../registers.ts';
 import { withGuest } from '../session.ts';
 import { VM } from '../targets.ts';
@@ -28,7 +28,7 @@ const columns: readonly Column[] = [
 ];
 
 function hitRow(event: GuestEvent<'BREAKPOINT'>): Row {
-  const row: Record<string, Row[string]> = { time: new Date(), vcpu: event.vcpu.index };
+  const row: Record<string, Row[string]> = { time: now(), vcpu: event.vcpu.index };
   for (const name of GENERAL_NAMES) row[name] = event.registers[name];
   return row;
 }

@@ -1,6 +1,8 @@
+import { KVM_ERRNO } from '../../abi/index.ts';
 import { KvmiError } from '../../error.ts';
 import { requireCapability } from '../../machine/index.ts';
-import type { Guest, GuestVcpu } from '../../tool/index.ts';
+import type { Guest, GuestVcpu, Registers } from '../../tool/index.ts';
+import { ReplyError } from '../../wire/index.ts';
 import { command, defaultOption, flag, repeatedOption } from '../command.ts';
 import { formatHex } from '../output/columns.ts';
 import { generalRows, msrIndex, msrRows, systemRows } from '../registers.ts';
@@ -18,6 +20,22 @@ export function vcpuOf(guest: Guest, index: number): GuestVcpu {
   if (vcpu) return vcpu;
   throw new KvmiError('E_USAGE', `there is no vCPU ${index}: the VM has ${guest.vcpus.length}`, {
     hint: 'vCPUs count from 0.',
+  });
+}
+
+/** Undefined when the guest has not started the vCPU yet. */
+async function registersOf(vcpu: GuestVcpu, msrs: readonly number[]): Promise<Registers | undefined> {
+  try {
+    return await vcpu.registers(msrs);
+  } catch (error) {
+    if (error instanceof ReplyError && error.errno === KVM_ERRNO.KVM_EAGAIN) return undefined;
+    throw error;
+  }
+}
+
+function notStarted(vcpu: GuestVcpu): KvmiError {
+  return new KvmiError('E_NOT_STARTED', `the guest has not started vCPU ${vcpu.index} yet`, {
+    hint: '`--vcpu all` shows those that run.',
   });
 }
 
@@ -64,7 +82,12 @@ export const regs = command({
       requireCapability(machine.capabilities, 'registers');
       const vcpus = vcpu === 'all' ? guest.vcpus : [vcpuOf(guest, vcpu)];
       for (const each of vcpus) {
-        const registers = await each.registers(msr);
+        const registers = await registersOf(each, msr);
+        if (!registers && vcpu !== 'all') throw notStarted(each);
+        if (!registers) {
+          context.partial(`vCPU ${each.index} was not started yet`);
+          continue;
+        }
         yield* generalRows(each.index, registers);
         if (all) yield* systemRows(each.index, registers);
         yield* msrRows(each.index, registers, msr);

@@ -10,7 +10,7 @@ export type Kind =
   | 'size'
   /** Bytes: hexadecimal digits. */
   | 'bytes'
-  /** A point in time: RFC 3339. */
+  /** A point in time, as nanoseconds since 1970: RFC 3339. */
   | 'time'
   | 'boolean'
   /** Several texts: a JSON array. */
@@ -18,7 +18,7 @@ export type Kind =
   /** A text, a number or a truth value. */
   | 'any';
 
-export type Cell = string | number | bigint | boolean | Uint8Array | Date | readonly string[] | undefined;
+export type Cell = string | number | bigint | boolean | Uint8Array | readonly string[] | undefined;
 
 /** A row by column names. A cell that is not known is left out. */
 export type Row = Readonly<Record<string, Cell>>;
@@ -56,11 +56,25 @@ export function formatHex(value: number | bigint): string {
   return `0x${value.toString(16)}`;
 }
 
-/** The time of day, local, with milliseconds. */
-function timeOfDay(time: Date): string {
-  const pad = (value: number, digits = 2) => String(value).padStart(digits, '0');
-  const seconds = `${pad(time.getSeconds())}.${pad(time.getMilliseconds(), 3)}`;
-  return `${pad(time.getHours())}:${pad(time.getMinutes())}:${seconds}`;
+const NS_PER_MS = 1_000_000n;
+
+/** The present, to the microsecond, as a cell of kind `time`. */
+export function now(): bigint {
+  return BigInt(Math.round((performance.timeOrigin + performance.now()) * 1000)) * 1000n;
+}
+
+/** RFC 3339 in UTC with nanoseconds. */
+export function formatTime(ns: bigint): string {
+  const date = new Date(Number(ns / NS_PER_MS));
+  return `${date.toISOString().slice(0, -1)}${String(ns % NS_PER_MS).padStart(6, '0')}Z`;
+}
+
+/** The time of day, local, with microseconds. */
+function timeOfDay(ns: bigint): string {
+  const date = new Date(Number(ns / NS_PER_MS));
+  const pad = (value: number | bigint, digits = 2) => String(value).padStart(digits, '0');
+  const fraction = pad((ns / 1000n) % 1_000_000n, 6);
+  return `${pad(date.getHours())}:${pad(date.getMinutes())}:${pad(date.getSeconds())}.${fraction}`;
 }
 
 /** A cell for people, not yet printable. */
@@ -68,7 +82,7 @@ export function cellText(kind: Kind, cell: Cell): string {
   if (cell === undefined) return '';
   if (kind === 'size') return formatSize(Number(cell));
   if (kind === 'hex' && (typeof cell === 'number' || typeof cell === 'bigint')) return formatHex(cell);
-  if (cell instanceof Date) return timeOfDay(cell);
+  if (kind === 'time' && typeof cell === 'bigint') return timeOfDay(cell);
   if (typeof cell === 'boolean') return cell ? 'yes' : 'no';
   return plainText(kind, cell);
 }
@@ -83,7 +97,7 @@ export function plainText(kind: Kind, cell: Cell): string {
 export function cellJson(kind: Kind, cell: Cell): string | number | boolean | null | readonly string[] {
   if (cell === undefined) return null;
   if (cell instanceof Uint8Array) return Buffer.from(cell).toString('hex');
-  if (cell instanceof Date) return cell.toISOString();
+  if (kind === 'time' && typeof cell === 'bigint') return formatTime(cell);
   if (kind === 'hex' && (typeof cell === 'number' || typeof cell === 'bigint')) return formatHex(cell);
   if (typeof cell === 'bigint') {
     return cell <= BigInt(Number.MAX_SAFE_INTEGER) && cell >= BigInt(Number.MIN_SAFE_INTEGER)

@@ -19,7 +19,7 @@ const ROW: Row = {
   name: 'web-1',
   memory: 4 * 2 ** 30,
   rip: 0xffffffff81000000n,
-  time: new Date('2026-01-02T03:04:05Z'),
+  time: BigInt(Date.parse('2026-01-02T03:04:05Z')) * 1_000_000n,
   up: true,
   tags: ['a', 'b'],
 };

@@ -83,21 +83,25 @@ function comparing(column: Column, value: string, operator: string): Compare {
   if (wanted === undefined) {
     throw new UsageError(`--filter: ${value || 'nothing'} is no number, and ${column.name} is one`);
   }
-  return (cell) => {
-    if (typeof cell !== 'number' && typeof cell !== 'bigint') return undefined;
-    return cell < wanted ? -1 : cell > wanted ? 1 : 0;
-  };
+  return comparingNumbers(wanted);
 }
 
 function comparingTimes(column: Column, value: string): Compare {
-  const wanted = Date.parse(value);
-  if (Number.isNaN(wanted)) {
+  const parsed = Date.parse(value);
+  if (Number.isNaN(parsed)) {
     throw new UsageError(
       `--filter: ${value} is no time, and ${column.name} is one`,
       'Write 2026-11-22T08:30:00Z.',
     );
   }
-  return (cell) => (cell instanceof Date ? Math.sign(cell.getTime() - wanted) : undefined);
+  return comparingNumbers(BigInt(parsed) * 1_000_000n);
+}
+
+function comparingNumbers(wanted: bigint): Compare {
+  return (cell) => {
+    if (typeof cell !== 'number' && typeof cell !== 'bigint') return undefined;
+    return cell < wanted ? -1 : cell > wanted ? 1 : 0;
+  };
 }
 
 /** What people see (`yes`) and what programs see (`true`) are both taken. */

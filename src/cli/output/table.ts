@@ -69,7 +69,7 @@ const STREAM_WIDTHS: Readonly<Record<Column['kind'], number>> = {
   hex: 18,
   size: 10,
   bytes: 32,
-  time: 12,
+  time: 15,
   boolean: 3,
   list: 20,
   any: 20,
