@@ -1,5 +1,6 @@
 export * from './address.ts';
 export * from './capabilities.ts';
+export * from './leaf-mappings.ts';
 export type * from './machine.ts';
 export type * from './memory.ts';
 export * from './memory-access.ts';

@@ -6,11 +6,18 @@ import type { PagingMode } from './paging.ts';
  */
 
 export const ENTRY_PRESENT = 1;
-export const ENTRY_WRITABLE = 2;
-export const ENTRY_USER = 4;
 const ENTRY_LARGE = 0x80;
 /** Bit 63, in the high half. */
 const ENTRY_NO_EXECUTE = 1 << 31;
+
+/*
+ * What a mapping allows, in the places of the bits of an entry that grant it. Execution has none; it takes that of
+ * the present bit, which is set wherever there is anything to allow.
+ */
+export const RIGHT_EXECUTE = ENTRY_PRESENT;
+export const RIGHT_WRITE = 2;
+export const RIGHT_USER = 4;
+export const ALL_RIGHTS = RIGHT_EXECUTE | RIGHT_WRITE | RIGHT_USER;
 
 /** One level of page tables. Masks are of the low half of an entry unless they say otherwise. */
 export interface Level {
@@ -69,7 +76,7 @@ const PD = level(21, { leafBit: ENTRY_LARGE, reservedLeaf: 0x001fe000 });
 const PT = level(12, { leafBit: ENTRY_PRESENT });
 const PAE_PDPT = level(30, {
   indexMask: 3,
-  grants: ENTRY_WRITABLE | ENTRY_USER,
+  grants: RIGHT_WRITE | RIGHT_USER,
   reservedTable: 0x1e6,
   reservedHigh: PAE_HIGH | ENTRY_NO_EXECUTE,
 });
@@ -106,8 +113,10 @@ export function hasReservedBits(level: Level, low: number, high: number, nx: boo
   return ((low & reserved) | (high & reservedHigh)) !== 0;
 }
 
-export function isNoExecute(high: number): boolean {
-  return high < 0;
+/** What a present entry without reserved bits leaves of the rights of the levels above it. */
+export function rightsBelow(rights: number, level: Level, low: number, high: number): number {
+  const granted = rights & (low | level.grants);
+  return (high & ENTRY_NO_EXECUTE) === 0 ? granted : granted & ~RIGHT_EXECUTE;
 }
 
 /** The entry's place in its table for the linear address with these halves. */

@@ -1,17 +1,19 @@
-import { getS32, getU64 } from '../abi/bytes.ts';
+import { getU64 } from '../abi/bytes.ts';
 import { type Awaitable, isPending, then } from '../awaitable.ts';
 import type { Gpa, Gva } from './address.ts';
 import type { PhysicalMemory } from './memory.ts';
 import {
+  ALL_RIGHTS,
   ENTRY_PRESENT,
-  ENTRY_USER,
-  ENTRY_WRITABLE,
   entryIndex,
   hasReservedBits,
   isLeaf,
-  isNoExecute,
   leafAddress,
   PAGE_FORMATS,
+  RIGHT_EXECUTE,
+  RIGHT_USER,
+  RIGHT_WRITE,
+  rightsBelow,
   tableAddress,
 } from './page-format.ts';
 import { type Paging, pagingOf } from './paging.ts';
@@ -53,6 +55,9 @@ const gvaScratch = new BigUint64Array(1);
 /** The low and high half of what is in `gvaScratch`: cheaper than arithmetic on a bigint. */
 const gvaHalves = new Int32Array(gvaScratch.buffer);
 
+/** Instead of the address of the next entry: there is none. */
+const END = -1;
+
 /**
  * A page walk that can stop at a read which is still to come and go on later. Its fields are the result;
  * the object is used again for other walks.
@@ -61,9 +66,8 @@ class Walker {
   gpa: Gpa = 0;
   fault: TranslationFault | undefined;
   pageSize = 0;
-  /** ENTRY_WRITABLE and ENTRY_USER, each as far as all levels grant it. */
-  rights = 0;
-  executable = true;
+  /** What all levels so far allow. */
+  rights = ALL_RIGHTS;
   /** Where to record entries, for those who want to see them. */
   trace: PageTableEntry[] | undefined;
 
@@ -72,31 +76,31 @@ class Walker {
   #low = 0;
   #high = 0;
   #depth = 0;
-  #entryGpa = 0;
   readonly #entry = new Uint8Array(8);
+  readonly #halves = new Int32Array(this.#entry.buffer);
   readonly #entryLow = this.#entry.subarray(0, 4);
   /** What a read fills: all of `#entry`, or the low half while the high one stays 0. */
   #into = this.#entry;
 
   /** Walks to the end. The fields are the result once the answer is there. */
   run(memory: PhysicalMemory, paging: Paging, gva: Gva): Awaitable<this> {
-    let more = this.#start(paging, gva);
-    while (more) {
-      const backed = memory.read(this.#entryGpa, this.#into);
-      if (isPending(backed)) return this.#runLater(memory, backed);
-      more = this.#take(backed);
+    let at = this.#start(paging, gva);
+    while (at !== END) {
+      const backed = memory.read(at, this.#into);
+      if (isPending(backed)) return this.#runLater(memory, at, backed);
+      at = this.#take(at, backed);
     }
     return this;
   }
 
-  async #runLater(memory: PhysicalMemory, pending: PromiseLike<boolean>): Promise<this> {
-    let more = this.#take(await pending);
-    while (more) more = this.#take(await memory.read(this.#entryGpa, this.#into));
+  async #runLater(memory: PhysicalMemory, first: Gpa, pending: PromiseLike<boolean>): Promise<this> {
+    let at = this.#take(first, await pending);
+    while (at !== END) at = this.#take(at, await memory.read(at, this.#into));
     return this;
   }
 
-  /** True when there is an entry to read. */
-  #start(paging: Paging, gva: Gva): boolean {
+  /** Where the first entry is, or END. */
+  #start(paging: Paging, gva: Gva): Gpa | typeof END {
     gvaScratch[0] = gva;
     this.#low = gvaHalves[0]!;
     this.#high = gvaHalves[1]!;
@@ -104,55 +108,52 @@ class Walker {
     this.#nx = paging.nx;
     this.#depth = 0;
     this.fault = undefined;
-    this.rights = ENTRY_WRITABLE | ENTRY_USER;
-    this.executable = true;
+    this.rights = ALL_RIGHTS;
     this.pageSize = LINEAR_LIMIT_32;
     const { levels, entrySize, canonicalShift, twoHalves } = this.#format;
     const top = this.#high >> canonicalShift;
     if (top !== 0 && !(top === -1 && twoHalves)) return this.#end('not-canonical');
     if (levels.length === 0) {
       this.gpa = this.#low >>> 0;
-      return false;
+      return END;
     }
     this.#entry.fill(0);
     this.#into = entrySize === 8 ? this.#entry : this.#entryLow;
-    this.#enter(paging.root);
-    return true;
+    return this.#enter(paging.root);
   }
 
-  #enter(table: Gpa): void {
+  /** Where the entry of the table at the present depth is. */
+  #enter(table: Gpa): Gpa {
     const level = this.#format.levels[this.#depth]!;
     this.pageSize = level.size;
-    this.#entryGpa = table + entryIndex(level, this.#low, this.#high) * this.#format.entrySize;
+    return table + entryIndex(level, this.#low, this.#high) * this.#format.entrySize;
   }
 
-  /** Uses the entry that was read. True when there is another one to read. */
-  #take(backed: boolean): boolean {
+  /** Uses the entry that was read from `at`. Gives where the next one is, or END. */
+  #take(at: Gpa, backed: boolean): Gpa | typeof END {
     if (!backed) return this.#end('not-backed');
-    const low = getS32(this.#entry, 0);
-    const high = getS32(this.#entry, 4);
+    const low = this.#halves[0]!;
+    const high = this.#halves[1]!;
     const level = this.#format.levels[this.#depth]!;
     this.trace?.push({
-      gpa: this.#entryGpa,
+      gpa: at,
       value: getU64(this.#entry, 0),
       level: this.#format.levels.length - this.#depth,
     });
     if ((low & ENTRY_PRESENT) === 0) return this.#end('not-present');
     if (hasReservedBits(level, low, high, this.#nx)) return this.#end('reserved-bits');
-    this.rights &= low | level.grants;
-    if (isNoExecute(high)) this.executable = false;
+    this.rights = rightsBelow(this.rights, level, low, high);
     if (isLeaf(level, low)) {
       this.gpa = leafAddress(level, low, high) + (this.#low & (level.size - 1));
-      return false;
+      return END;
     }
     this.#depth++;
-    this.#enter(tableAddress(low, high));
-    return true;
+    return this.#enter(tableAddress(low, high));
   }
 
-  #end(fault: TranslationFault): false {
+  #end(fault: TranslationFault): typeof END {
     this.fault = fault;
-    return false;
+    return END;
   }
 }
 
@@ -203,13 +204,13 @@ export function walk(memory: PhysicalMemory, paging: Paging, gva: Gva): Awaitabl
   const walker = new Walker();
   const entries: PageTableEntry[] = [];
   walker.trace = entries;
-  return then(walker.run(memory, paging, gva), ({ gpa, fault, pageSize, rights, executable }) => ({
+  return then(walker.run(memory, paging, gva), ({ gpa, fault, pageSize, rights }) => ({
     gpa: fault === undefined ? gpa : undefined,
     fault,
     pageSize,
-    writable: (rights & ENTRY_WRITABLE) !== 0,
-    user: (rights & ENTRY_USER) !== 0,
-    executable,
+    writable: (rights & RIGHT_WRITE) !== 0,
+    user: (rights & RIGHT_USER) !== 0,
+    executable: (rights & RIGHT_EXECUTE) !== 0,
     entries,
   }));
 }
