@@ -1,0 +1,117 @@
+import type { Awaitable } from '../awaitable.ts';
+import { KvmiError } from '../error.ts';
+import type { Gva, Paging, PhysicalMemory } from '../machine/index.ts';
+import { Btf } from './btf.ts';
+import { type FoundKernel, findKernel } from './find.ts';
+import { Kernel } from './kernel.ts';
+import { Layouts } from './layout.ts';
+import type { OnProgress } from './scan.ts';
+import { type QueryOptions, type Rows, Session } from './session.ts';
+import type { SymbolTable } from './symbols.ts';
+import { type Process, processes, type Thread, type TreeRow, threads, treeOf } from './tasks.ts';
+import type { TypeSource } from './types.ts';
+import { run, type Walk, wait } from './walk.ts';
+
+export interface FindOptions {
+  readonly onProgress?: OnProgress;
+  /** The kernel's types, when it has no BTF: from a vmlinux file or an ISF file. */
+  readonly types?: TypeSource;
+  /** The VMCOREINFO text that a dump carries. */
+  readonly vmcoreinfo?: string;
+  /** The paging of a vCPU: where the kernel must be found without VMCOREINFO, only what it maps is searched. */
+  readonly paging?: Paging;
+}
+
+/** A Linux guest, seen from outside: everything is read from its memory, and nothing is written. */
+export class Linux {
+  readonly kernel: Kernel;
+
+  private constructor(kernel: Kernel) {
+    this.kernel = kernel;
+  }
+
+  /**
+   * Finds the kernel in guest memory. Synchronous when the memory is. Throws a KvmiError with code E_NO_LINUX when
+   * there is none, E_NO_TYPES when it has no BTF and no other types are given.
+   */
+  static find(memory: PhysicalMemory, options: FindOptions = {}): Awaitable<Linux> {
+    return run(Linux.#find(memory, options));
+  }
+
+  static *#find(memory: PhysicalMemory, options: FindOptions): Walk<Linux> {
+    const found = yield* findKernel(memory, options);
+    return new Linux(yield* withTypes(memory, found, options));
+  }
+
+  /** All symbols of the kernel image, both ways. */
+  get symbols(): SymbolTable {
+    return this.kernel.symbols;
+  }
+
+  processes(options?: QueryOptions): Awaitable<Rows<Process>> {
+    return this.query(processes, options);
+  }
+
+  /** Processes ordered as a tree, with their depth. */
+  tree(options?: QueryOptions): Awaitable<Rows<TreeRow>> {
+    return this.query(function* (session) {
+      return treeOf(yield* processes(session));
+    }, options);
+  }
+
+  /** All threads, or those of one process. */
+  threads(pid?: number, options?: QueryOptions): Awaitable<Rows<Thread>> {
+    return this.query((session) => threads(session, pid), options);
+  }
+
+  /** Runs a walk as one question: with its own copy of what it reads, and its own limits. */
+  query<T>(walk: (session: Session) => Walk<T[]>, options?: QueryOptions): Awaitable<Rows<T>> {
+    const session = new Session(this.kernel, options);
+    return run(
+      (function* () {
+        return session.rows(yield* walk(session));
+      })(),
+    );
+  }
+}
+
+function* withTypes(memory: PhysicalMemory, found: FoundKernel, options: FindOptions): Walk<Kernel> {
+  const { symbols, imageDelta } = found;
+  const imageStart = symbols.address('_text') ?? symbols.require('_stext');
+  const types = options.types ?? (yield* readBtf(memory, found));
+  return new Kernel({
+    memory,
+    paging: found.paging,
+    symbols,
+    layouts: new Layouts(types),
+    loadTypes: () => wait(types),
+    banner: found.banner,
+    release: /^Linux version (\S+)/.exec(found.banner)?.[1] ?? '',
+    buildId: found.buildId,
+    imageGpa: Number(imageStart + imageDelta),
+    imageStart,
+    imageEnd: symbols.address('_end') ?? imageStart,
+  });
+}
+
+const MAX_BTF = 64 << 20;
+
+function* readBtf(memory: PhysicalMemory, { symbols, imageDelta, banner }: FoundKernel): Walk<Btf> {
+  const start = symbols.address('__start_BTF');
+  const end = symbols.address('__stop_BTF');
+  const size = start === undefined || end === undefined ? 0 : Number(end - start);
+  if (size <= 0 || size > MAX_BTF) {
+    throw new KvmiError('E_NO_TYPES', `the kernel has no type information (BTF): ${banner}`, {
+      hint: 'Give a vmlinux file with BTF, or an ISF file, of exactly this kernel.',
+    });
+  }
+  const bytes = new Uint8Array(size);
+  if (!(yield* wait(memory.read(gpaOf(start!, imageDelta), bytes)))) {
+    throw new KvmiError('E_GUEST_MEMORY', 'the type information of the kernel could not be read');
+  }
+  return new Btf(bytes);
+}
+
+function gpaOf(gva: Gva, delta: bigint): number {
+  return Number(gva + delta);
+}
