@@ -1,15 +1,25 @@
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva, Paging, PhysicalMemory } from '../machine/index.ts';
+import { type BpfProgram, bpfPrograms } from './bpf.ts';
 import { Btf } from './btf.ts';
+import { type EnvironmentVariable, environment } from './environment.ts';
+import { type OpenFile, openFiles } from './files.ts';
 import { type FoundKernel, findKernel } from './find.ts';
 import { Kernel } from './kernel.ts';
 import { Layouts } from './layout.ts';
+import { kernelLog, type LogRecord } from './log.ts';
+import { type MemoryMap, memoryMaps } from './maps.ts';
+import { type Module, modules } from './modules.ts';
+import { type Mount, mounts } from './mounts.ts';
 import type { OnProgress } from './scan.ts';
 import { type QueryOptions, type Rows, Session } from './session.ts';
+import { type Socket, sockets } from './sockets.ts';
 import type { SymbolTable } from './symbols.ts';
+import { type SystemInfo, systemInfo } from './system.ts';
 import { type Process, processes, type Thread, type TreeRow, threads, treeOf } from './tasks.ts';
 import type { TypeSource } from './types.ts';
+import { evaluate, type TypedValue, type TypeRow, typeRows } from './values.ts';
 import { run, type Walk, wait } from './walk.ts';
 
 export interface FindOptions {
@@ -62,6 +72,60 @@ export class Linux {
   /** All threads, or those of one process. */
   threads(pid?: number, options?: QueryOptions): Awaitable<Rows<Thread>> {
     return this.query((session) => threads(session, pid), options);
+  }
+
+  /** The mappings of a process. */
+  maps(pid: number, options?: QueryOptions): Awaitable<Rows<MemoryMap>> {
+    return this.query((session) => memoryMaps(session, pid), options);
+  }
+
+  /** Open files of all processes, or of one. */
+  files(pid?: number, options?: QueryOptions): Awaitable<Rows<OpenFile>> {
+    return this.query((session) => openFiles(session, pid), options);
+  }
+
+  /** TCP, UDP and Unix sockets of all network namespaces. */
+  sockets(options?: QueryOptions): Awaitable<Rows<Socket>> {
+    return this.query(sockets, options);
+  }
+
+  modules(options?: QueryOptions): Awaitable<Rows<Module>> {
+    return this.query(modules, options);
+  }
+
+  /** The mounts that a process sees; those of init unless told. */
+  mounts(pid?: number, options?: QueryOptions): Awaitable<Rows<Mount>> {
+    return this.query((session) => mounts(session, pid), options);
+  }
+
+  /** The kernel log, oldest record first. */
+  log(options?: QueryOptions): Awaitable<Rows<LogRecord>> {
+    return this.query(kernelLog, options);
+  }
+
+  /** One row: names, version, clock. */
+  system(options?: QueryOptions): Awaitable<Rows<SystemInfo>> {
+    return this.query(systemInfo, options);
+  }
+
+  bpfPrograms(options?: QueryOptions): Awaitable<Rows<BpfProgram>> {
+    return this.query(bpfPrograms, options);
+  }
+
+  environment(pid: number, options?: QueryOptions): Awaitable<Rows<EnvironmentVariable>> {
+    return this.query((session) => environment(session, pid), options);
+  }
+
+  /** The members of a structure or the values of an enumeration, with offsets: `type('task_struct')`. */
+  type(name: string): Awaitable<Rows<TypeRow>> {
+    return this.query((session) => typeRows(session, name));
+  }
+
+  /** Reads a variable as a typed value: `print('init_task.comm')`, `print('(task_struct)0xffff….mm->pgd')`. */
+  print(expression: string): Awaitable<Rows<TypedValue>> {
+    return this.query(function* (session) {
+      return [yield* evaluate(session, expression)];
+    });
   }
 
   /** Runs a walk as one question: with its own copy of what it reads, and its own limits. */
