@@ -8,6 +8,7 @@ import {
   hasReservedBits,
   isLeaf,
   type Level,
+  LINEAR_LIMIT_32,
   leafAddress,
   PAGE_FORMATS,
   type PageFormat,
@@ -59,7 +60,6 @@ export interface LeafMappings {
 const DEFAULT_TABLES = 65536;
 /** One more than the highest page number. Upper-half addresses end there, whatever their width. */
 const PAGE_NUMBERS = 2 ** (64 - PAGE_SHIFT);
-const LINEAR_LIMIT_32 = 2 ** 32;
 
 /** A table on the way down from the top. */
 class Frame {

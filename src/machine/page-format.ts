@@ -5,6 +5,9 @@ import type { PagingMode } from './paging.ts';
  * Bits 52-62 are ignored or reserved, so an address is at most 52 bits whatever the guest wrote.
  */
 
+/** What linear addresses reach without paging: one page, as it were. */
+export const LINEAR_LIMIT_32 = 2 ** 32;
+
 export const ENTRY_PRESENT = 1;
 const ENTRY_LARGE = 0x80;
 /** Bit 63, in the high half. */

@@ -1,6 +1,7 @@
 import { getU64 } from '../abi/bytes.ts';
 import { type Awaitable, isPending, then } from '../awaitable.ts';
-import type { Gpa, Gva } from './address.ts';
+import { type Gpa, type Gva, PAGE_SIZE } from './address.ts';
+import { highHalf, lowHalf } from './gva-halves.ts';
 import type { PhysicalMemory } from './memory.ts';
 import {
   ALL_RIGHTS,
@@ -8,6 +9,7 @@ import {
   entryIndex,
   hasReservedBits,
   isLeaf,
+  LINEAR_LIMIT_32,
   leafAddress,
   PAGE_FORMATS,
   RIGHT_EXECUTE,
@@ -47,13 +49,6 @@ export interface PageWalk {
   /** From the top. */
   readonly entries: readonly PageTableEntry[];
 }
-
-/** What linear addresses reach without paging. */
-const LINEAR_LIMIT_32 = 2 ** 32;
-
-const gvaScratch = new BigUint64Array(1);
-/** The low and high half of what is in `gvaScratch`: cheaper than arithmetic on a bigint. */
-const gvaHalves = new Int32Array(gvaScratch.buffer);
 
 /** Instead of the address of the next entry: there is none. */
 const END = -1;
@@ -101,9 +96,8 @@ class Walker {
 
   /** Where the first entry is, or END. */
   #start(paging: Paging, gva: Gva): Gpa | typeof END {
-    gvaScratch[0] = gva;
-    this.#low = gvaHalves[0]!;
-    this.#high = gvaHalves[1]!;
+    this.#low = lowHalf(gva);
+    this.#high = highHalf(gva);
     this.#format = PAGE_FORMATS[paging.mode];
     this.#nx = paging.nx;
     this.#depth = 0;
@@ -157,22 +151,13 @@ class Walker {
   }
 }
 
-/** The result of a walk, to be used before the next one. */
-export type WalkResult = Pick<Walker, 'gpa' | 'fault' | 'pageSize'>;
-
 /** A walker that is not in use. Walks that overlap (memory that answers later) get one of their own. */
 let idle: Walker | undefined;
 
-/** Walks to `gva`; the result is valid until it is given to {@link release}. */
-export function startWalk(memory: PhysicalMemory, paging: Paging, gva: Gva): Awaitable<WalkResult> {
+function startWalk(memory: PhysicalMemory, paging: Paging, gva: Gva): Awaitable<Walker> {
   const walker = idle ?? new Walker();
   idle = undefined;
   return walker.run(memory, paging, gva);
-}
-
-/** Gives a walk back for use by another. */
-export function release(walker: WalkResult): void {
-  idle = walker as Walker;
 }
 
 /**
@@ -193,10 +178,32 @@ export function translate(
   );
 }
 
-function takeTranslation(walk: WalkResult): Gpa | undefined {
-  const gpa = walk.fault === undefined ? walk.gpa : undefined;
-  release(walk);
+function takeTranslation(walker: Walker): Gpa | undefined {
+  const gpa = walker.fault === undefined ? walker.gpa : undefined;
+  idle = walker;
   return gpa;
+}
+
+/** Where the 4 KiB around an address are, and how large the page is that they belong to. */
+export interface PageLocation {
+  /** Page-aligned. */
+  readonly gpa: Gpa;
+  readonly pageSize: number;
+}
+
+/** Translates like {@link translate}, for the whole page around `gva`. */
+export function locatePage(
+  memory: PhysicalMemory,
+  paging: Paging,
+  gva: Gva,
+): Awaitable<PageLocation | undefined> {
+  return then(startWalk(memory, paging, gva), takeLocation);
+}
+
+function takeLocation(walker: Walker): PageLocation | undefined {
+  const { fault, gpa, pageSize } = walker;
+  idle = walker;
+  return fault === undefined ? { gpa: gpa - (gpa % PAGE_SIZE), pageSize } : undefined;
 }
 
 /** Translates like {@link translate} and tells everything that it saw. */

@@ -2,7 +2,10 @@
 export interface ChannelHandler {
   /** Bytes arrived. They may be kept: the channel does not use them again. */
   data(bytes: Uint8Array): void;
-  /** The peer hung up, or the channel was shut down or failed (`error`). Called once; nothing follows. */
+  /**
+   * The peer hung up, or the channel was shut down or failed (`error`). Called once, soon after and never from
+   * inside `shutdown`; nothing follows.
+   */
   close(error?: Error): void;
   /** The peer took what was written: `backlog` fell to 0 after it was not. */
   drain?(): void;
@@ -21,7 +24,7 @@ export interface Channel {
   /** Stops delivery, so that a slow receiver slows the sender down. */
   pause(): void;
   resume(): void;
-  /** Shuts both directions down, after what was written. */
+  /** Shuts both directions down, after what was written. Nothing is delivered any more but the close. */
   shutdown(): void;
   /** Bytes written that the peer has not taken yet. */
   readonly backlog: number;

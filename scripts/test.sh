@@ -1,0 +1,9 @@
+#!/bin/sh
+# Everything that decides whether a change is good: format, lint, import rule, unit and end-to-end tests.
+set -e
+cd "$(dirname "$0")/.."
+scripts/build.sh
+scripts/setup-linux-guest.sh
+npm run --silent lint
+# shellcheck disable=SC2046 — one word a file
+exec node --enable-source-maps --test --test-reporter="${KVMI_TEST_REPORTER:-spec}" $(find dist/src dist/test -name '*.test.js' | sort)

@@ -1,0 +1,49 @@
+import type { Machine } from '../../src/machine/index.ts';
+
+/** What a guest can be asked to do; each is one effect that KVMI can intercept. */
+export type GuestAction =
+  | 'noop'
+  | 'int3'
+  | 'vmcall'
+  | 'vmcall-other'
+  | 'cr4'
+  | 'cr3'
+  | 'msr'
+  | 'xsetbv'
+  | 'sgdt'
+  | 'lgdt'
+  | 'cpuid'
+  | 'write-page'
+  | 'read-page'
+  | 'execute-page'
+  | 'ud2';
+
+/** A guest that carries out actions, one at a time. */
+export interface SubjectGuest {
+  /** A page that nothing but the page actions touches. */
+  readonly testPage: { readonly gpa: number; readonly gva: bigint };
+  /** Why an action cannot be asked for; undefined when it can. */
+  cannot(action: GuestAction): string | undefined;
+  /** Asks for an action; resolves when the guest has done it, with its result. */
+  act(action: GuestAction): Promise<bigint>;
+  /** Takes the vCPUs out of the guest, as a device manager that does not call KVM_RUN. Undefined: not possible. */
+  readonly hold?: () => Promise<void>;
+  readonly release?: () => Promise<void>;
+}
+
+/** A fresh machine with such a guest, running. */
+export interface RunningSubject {
+  readonly machine: Machine;
+  readonly guest: SubjectGuest;
+  close(): Promise<void>;
+}
+
+/** A driver under test. */
+export interface Subject {
+  readonly driver: string;
+  /** Why it cannot be tested here; undefined when it can. */
+  unavailable(): string | undefined;
+  start(): Promise<RunningSubject>;
+  /** Each test gets a machine of its own; otherwise all share one. */
+  readonly fresh: boolean;
+}

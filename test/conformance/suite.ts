@@ -1,0 +1,71 @@
+import { after, describe, test } from 'node:test';
+import type { CapabilityName, Machine } from '../../src/machine/index.ts';
+import type { DialectName } from '../../src/wire/index.ts';
+import { CLOSING_ROWS } from './closing-rows.ts';
+import { EVENT_ROWS } from './event-rows.ts';
+import { REQUEST_ROWS } from './requests.ts';
+import { Rig, type Row } from './rig.ts';
+import type { RunningSubject, Subject } from './subject.ts';
+import { VCPU_ROWS } from './vcpu-rows.ts';
+import { VM_ROWS } from './vm-rows.ts';
+
+export const ROWS: readonly Row[] = [
+  ...REQUEST_ROWS,
+  ...VM_ROWS,
+  ...VCPU_ROWS,
+  ...EVENT_ROWS,
+  ...CLOSING_ROWS,
+];
+
+const DIALECT_NAMES: readonly DialectName[] = ['v7', 'v9', 'v12'];
+
+/** Why a row cannot be run on a machine: the reason that the driver, or its guest, gives. */
+export function reasonToSkip(row: Row, { machine, guest }: RunningSubject): string | undefined {
+  const absent = row.needs?.find((name) => machine.capabilities[name] !== true);
+  if (absent) return `${absent}: ${reasonOf(machine, absent)}`;
+  for (const action of row.actions ?? []) {
+    const reason = guest.cannot(action);
+    if (reason) return `${action}: ${reason}`;
+  }
+  if (row.holds && !guest.hold) return 'the device manager of this driver cannot keep vCPUs out of KVM_RUN';
+  return undefined;
+}
+
+function reasonOf(machine: Machine, name: CapabilityName): string {
+  const support = machine.capabilities[name];
+  return support === true ? '' : support;
+}
+
+/** Runs every row on a driver, in every dialect that has it. */
+export function conformance(subject: Subject): void {
+  const unavailable = subject.unavailable();
+  describe(`conformance: ${subject.driver}`, { skip: unavailable ?? false }, () => {
+    let shared: Promise<RunningSubject> | undefined;
+    after(async () => (await shared)?.close());
+    for (const dialect of DIALECT_NAMES) {
+      for (const row of ROWS) {
+        if (row.dialects && !row.dialects.includes(dialect)) continue;
+        test(`${dialect} [${row.rows}] ${row.title}`, async (t) => {
+          shared = subject.fresh ? undefined : (shared ?? subject.start());
+          const running = await (shared ?? subject.start());
+          try {
+            const reason = reasonToSkip(row, running);
+            if (reason) t.skip(reason);
+            else await runRow(row, running, dialect);
+          } finally {
+            if (subject.fresh) await running.close();
+          }
+        });
+      }
+    }
+  });
+}
+
+async function runRow(row: Row, running: RunningSubject, dialect: DialectName): Promise<void> {
+  const rig = new Rig(running, dialect);
+  try {
+    await row.run(rig);
+  } finally {
+    await rig.introspection.unhook();
+  }
+}
