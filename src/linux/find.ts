@@ -8,8 +8,10 @@ import {
   readVirtual,
   translate,
 } from '../machine/index.ts';
+import { loadCached, type Source } from './cache.ts';
 import { decodeKallsyms, type KallsymsTables } from './kallsyms.ts';
 import { findTokenTables, MAX_TOKEN_TABLE, tablesAround } from './kallsyms-search.ts';
+import type { StructLayout } from './layout.ts';
 import { type OnProgress, type Range, ramOf, scan } from './scan.ts';
 import type { SymbolTable } from './symbols.ts';
 import { textOf } from './text.ts';
@@ -25,16 +27,14 @@ export interface FoundKernel {
   /** Guest-physical minus virtual address of the image. */
   readonly imageDelta: bigint;
   readonly how: 'VMCOREINFO' | 'token table';
-}
-
-/** Puts symbols that were kept from an earlier time in place of decoding them; see cache.ts. */
-export type SymbolCache = (place: ImagePlace) => Walk<SymbolTable | undefined>;
-
-/** What is known of an image before its symbols are. */
-export interface ImagePlace {
-  readonly buildId: string | undefined;
-  readonly paging: Paging;
-  readonly kernelOffset: bigint;
+  /** How far KASLR moved the image, where that is known. */
+  readonly kernelOffset: bigint | undefined;
+  /** What names the kernel in a cache. */
+  readonly cacheKey: string | undefined;
+  /** What the symbols were decoded from. */
+  readonly sources: readonly Source[];
+  /** Structures that an earlier run resolved. */
+  readonly layouts: readonly StructLayout[] | undefined;
 }
 
 export interface FindHints {
@@ -43,7 +43,8 @@ export interface FindHints {
   readonly vmcoreinfo?: string | undefined;
   /** The paging of any vCPU: the kernel's image is then looked for only where it is mapped. */
   readonly paging?: Paging | undefined;
-  readonly cache?: SymbolCache | undefined;
+  /** Where kernels that were decoded before are kept. */
+  readonly cacheDirectory?: string | undefined;
 }
 
 /** Where the kernel's image is mapped, with and without KASLR (Documentation/x86/x86_64/mm.rst). */
@@ -82,15 +83,18 @@ function* fromVmcoreinfo(
   const paging = longPaging(Number(top + imageDelta), info.number('pgtable_l5_enabled') === 1n);
   // A page that an earlier boot left behind names page tables that are none any more.
   if (!(yield* maps(memory, paging, top, imageDelta))) return undefined;
-  const place = { buildId: info.buildId, paging, kernelOffset: info.kernelOffset };
-  const symbols =
-    (hints.cache && (yield* hints.cache(place))) ??
-    (yield* listedSymbols(memory, paging, info)) ??
-    (yield* searchImage(memory, paging, info, imageDelta));
-  if (symbols === undefined) return undefined;
-  const banner = yield* readBanner(memory, symbols, imageDelta);
-  if (banner === undefined) return undefined;
-  return { paging, symbols, banner, buildId: info.buildId, imageDelta, how: 'VMCOREINFO' };
+  const { kernelOffset, buildId } = info;
+  const cacheKey = buildId ?? `release ${info.release}`;
+  const common = { paging, buildId, imageDelta, how: 'VMCOREINFO', kernelOffset, cacheKey } as const;
+  if (hints.cacheDirectory !== undefined) {
+    const cached = yield* loadCached(hints.cacheDirectory, cacheKey, { memory, paging, kernelOffset });
+    const banner = cached && (yield* readBanner(memory, cached.symbols, imageDelta));
+    if (banner !== undefined && banner === cached!.banner) return { ...common, ...cached!, sources: [] };
+  }
+  const decoded =
+    (yield* listedSymbols(memory, paging, info)) ?? (yield* searchImage(memory, paging, info, imageDelta));
+  const banner = decoded && (yield* readBanner(memory, decoded.symbols, imageDelta));
+  return banner === undefined ? undefined : { ...common, ...decoded!, banner, layouts: undefined };
 }
 
 function longPaging(root: Gpa, fiveLevels: boolean): Paging {
@@ -106,7 +110,7 @@ function* listedSymbols(
   memory: PhysicalMemory,
   paging: Paging,
   info: Vmcoreinfo,
-): Walk<SymbolTable | undefined> {
+): Walk<Decoded | undefined> {
   const [names, number, tokens, index, offsets] = [
     'kallsyms_names',
     'kallsyms_num_syms',
@@ -125,6 +129,7 @@ function* listedSymbols(
   const base = baseSymbol === undefined ? undefined : yield* read(baseSymbol, 8);
   const tables = {
     count,
+    namesAddress: names,
     names: yield* read(names, Number(tokens - names)),
     tokenTable: yield* read(tokens, Number(index - tokens)),
     tokenIndex: yield* read(index, 512),
@@ -137,9 +142,20 @@ function* listedSymbols(
   return decoded(tables as KallsymsTables);
 }
 
-function decoded(tables: KallsymsTables): SymbolTable | undefined {
+type Decoded = Pick<FoundKernel, 'symbols' | 'sources'>;
+
+function decoded(tables: KallsymsTables): Decoded | undefined {
   try {
-    return decodeKallsyms(tables);
+    const { names, namesAddress, tokenTable, tokenIndex, offsets, offsetsAddress } = tables;
+    const size = names.length + tokenTable.length + tokenIndex.length;
+    return {
+      symbols: decodeKallsyms(tables),
+      // The token table follows the names, and its index follows that.
+      sources: [
+        { address: namesAddress, size },
+        { address: offsetsAddress, size: offsets.length },
+      ],
+    };
   } catch (error) {
     if (error instanceof KvmiError) return undefined;
     throw error;
@@ -152,15 +168,15 @@ function* searchImage(
   paging: Paging,
   info: Vmcoreinfo,
   imageDelta: bigint,
-): Walk<SymbolTable | undefined> {
+): Walk<Decoded | undefined> {
   const text = info.symbol('_stext');
   if (text === undefined || !(yield* maps(memory, paging, text, imageDelta))) return undefined;
   const gpa = Number(text + imageDelta);
   const image = yield* readUpTo(memory, gpa, MAX_IMAGE);
   for (const at of limited(findTokenTables(image))) {
     const tables = tablesAround(image, at, text);
-    const symbols = tables && decoded(tables);
-    if (symbols !== undefined) return symbols;
+    const found = tables && decoded(tables);
+    if (found !== undefined) return found;
   }
   return undefined;
 }
@@ -250,7 +266,7 @@ function* placeImage(
   tables: KallsymsTables,
   tokenTable: Gpa,
 ): Walk<FoundKernel | undefined> {
-  const symbols = decoded(tables);
+  const symbols = decoded(tables)?.symbols;
   if (symbols === undefined) return undefined;
   const isPlaceRelative = (symbols.address('linux_banner') ?? IMAGE_MAP) < IMAGE_MAP;
   for (const imageDelta of isPlaceRelative ? [0n] : deltasNear(symbols, tokenTable)) {
@@ -259,10 +275,19 @@ function* placeImage(
     const found = isPlaceRelative
       ? yield* moved(memory, tables, symbols)
       : yield* withPaging(memory, symbols, imageDelta);
-    if (found !== undefined) return { ...found, banner, buildId: undefined, how: 'token table' };
+    if (found !== undefined) return { ...found, ...UNNAMED, banner };
   }
   return undefined;
 }
+
+const UNNAMED = {
+  buildId: undefined,
+  how: 'token table',
+  kernelOffset: undefined,
+  cacheKey: undefined,
+  sources: [],
+  layouts: undefined,
+} as const;
 
 /** Distances at which the token table would lie in the image, whose start is aligned. */
 function* deltasNear(symbols: SymbolTable, tokenTable: Gpa): IterableIterator<bigint> {
@@ -308,7 +333,7 @@ function* moved(
     const home = mappings.find(({ gpa, size }) => text >= gpa && text < gpa + size);
     if (home === undefined) continue;
     const imageDelta = BigInt(home.gpa) - home.gva;
-    const symbols = decoded({ ...tables, offsetsAddress: tables.offsetsAddress - imageDelta });
+    const symbols = decoded({ ...tables, offsetsAddress: tables.offsetsAddress - imageDelta })?.symbols;
     if (symbols !== undefined) return { paging, symbols, imageDelta };
   }
   return undefined;

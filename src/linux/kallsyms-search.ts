@@ -77,6 +77,7 @@ export function tablesAround(bytes: Buffer, at: TokenTable, address: bigint): Ka
   const names = bytes.subarray(found.names, at.table);
   const common = {
     count: found.symbols,
+    namesAddress: address + BigInt(found.names),
     names,
     tokenTable: bytes.subarray(at.table, at.index),
     tokenIndex: bytes.subarray(at.index, at.index + 2 * TOKENS),

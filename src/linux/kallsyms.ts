@@ -29,6 +29,8 @@ export interface KallsymsTables {
   readonly offsetsAddress: Gva;
   /** kallsyms_relative_base; undefined where there is none. */
   readonly relativeBase: bigint | undefined;
+  /** The address of `names`. */
+  readonly namesAddress: Gva;
 }
 
 /** Far above any kernel: 6.12 has 155 thousand. */

@@ -3,6 +3,7 @@ import { KvmiError } from '../error.ts';
 import type { Gva, Paging, PhysicalMemory } from '../machine/index.ts';
 import { type BpfProgram, bpfPrograms } from './bpf.ts';
 import { Btf } from './btf.ts';
+import { defaultCacheDirectory, type Source, storeCached } from './cache.ts';
 import { type EnvironmentVariable, environment } from './environment.ts';
 import { type OpenFile, openFiles } from './files.ts';
 import { type FoundKernel, findKernel } from './find.ts';
@@ -30,6 +31,11 @@ export interface FindOptions {
   readonly vmcoreinfo?: string;
   /** The paging of a vCPU: where the kernel must be found without VMCOREINFO, only what it maps is searched. */
   readonly paging?: Paging;
+  /**
+   * Where decoded kernels are kept for the next time; `$XDG_CACHE_HOME/kvmi/linux` unless told, false for nowhere.
+   * What is kept is used again only for the very same symbols and types.
+   */
+  readonly cache?: string | false;
 }
 
 /** A Linux guest, seen from outside: everything is read from its memory, and nothing is written. */
@@ -49,8 +55,10 @@ export class Linux {
   }
 
   static *#find(memory: PhysicalMemory, options: FindOptions): Walk<Linux> {
-    const found = yield* findKernel(memory, options);
-    return new Linux(yield* withTypes(memory, found, options));
+    const cacheDirectory =
+      options.cache === false || options.types ? undefined : (options.cache ?? defaultCacheDirectory());
+    const found = yield* findKernel(memory, { ...options, cacheDirectory });
+    return new Linux(yield* withTypes(memory, found, options.types, cacheDirectory));
   }
 
   /** All symbols of the kernel image, both ways. */
@@ -139,41 +147,68 @@ export class Linux {
   }
 }
 
-function* withTypes(memory: PhysicalMemory, found: FoundKernel, options: FindOptions): Walk<Kernel> {
-  const { symbols, imageDelta } = found;
+function* withTypes(
+  memory: PhysicalMemory,
+  found: FoundKernel,
+  given: TypeSource | undefined,
+  cacheDirectory: string | undefined,
+): Walk<Kernel> {
+  const { symbols, imageDelta, paging, banner, buildId } = found;
   const imageStart = symbols.address('_text') ?? symbols.require('_stext');
-  const types = options.types ?? (yield* readBtf(memory, found));
+  let types = given ?? (found.layouts === undefined ? yield* readBtf(memory, found) : undefined);
+  const layouts = new Layouts(types, found.layouts);
+  if (found.layouts === undefined && cacheDirectory !== undefined)
+    yield* keep(memory, found, layouts, cacheDirectory);
   return new Kernel({
     memory,
-    paging: found.paging,
+    paging,
     symbols,
-    layouts: new Layouts(types),
-    loadTypes: () => wait(types),
-    banner: found.banner,
-    release: /^Linux version (\S+)/.exec(found.banner)?.[1] ?? '',
-    buildId: found.buildId,
-    imageGpa: Number(imageStart + imageDelta),
+    layouts,
+    *loadTypes() {
+      types ??= yield* readBtf(memory, found);
+      return types;
+    },
+    banner,
+    release: /^Linux version (\S+)/.exec(banner)?.[1] ?? '',
+    buildId,
+    imageGpa: gpaOf(imageStart, imageDelta),
     imageStart,
     imageEnd: symbols.address('_end') ?? imageStart,
   });
 }
 
+function* keep(
+  memory: PhysicalMemory,
+  found: FoundKernel,
+  layouts: Layouts,
+  directory: string,
+): Walk<void> {
+  const { cacheKey, kernelOffset, paging, symbols, banner } = found;
+  if (cacheKey === undefined || kernelOffset === undefined) return;
+  const place = { memory, paging, kernelOffset };
+  const sources = [...found.sources, btfOf(found)];
+  yield* storeCached(directory, cacheKey, place, { symbols, layouts: layouts.all(), banner }, sources);
+}
+
 const MAX_BTF = 64 << 20;
 
-function* readBtf(memory: PhysicalMemory, { symbols, imageDelta, banner }: FoundKernel): Walk<Btf> {
-  const start = symbols.address('__start_BTF');
+function btfOf({ symbols, banner }: FoundKernel): Source {
+  const address = symbols.address('__start_BTF');
   const end = symbols.address('__stop_BTF');
-  const size = start === undefined || end === undefined ? 0 : Number(end - start);
-  if (size <= 0 || size > MAX_BTF) {
-    throw new KvmiError('E_NO_TYPES', `the kernel has no type information (BTF): ${banner}`, {
-      hint: 'Give a vmlinux file with BTF, or an ISF file, of exactly this kernel.',
-    });
-  }
+  const size = address === undefined || end === undefined ? 0 : Number(end - address);
+  if (address !== undefined && size > 0 && size <= MAX_BTF) return { address, size };
+  throw new KvmiError('E_NO_TYPES', `the kernel has no type information (BTF): ${banner}`, {
+    hint: 'Give a vmlinux file with BTF, or an ISF file, of exactly this kernel.',
+  });
+}
+
+function* readBtf(memory: PhysicalMemory, found: FoundKernel): Walk<Btf> {
+  const { address, size } = btfOf(found);
   const bytes = new Uint8Array(size);
-  if (!(yield* wait(memory.read(gpaOf(start!, imageDelta), bytes)))) {
-    throw new KvmiError('E_GUEST_MEMORY', 'the type information of the kernel could not be read');
-  }
-  return new Btf(bytes);
+  if (yield* wait(memory.read(gpaOf(address, found.imageDelta), bytes))) return new Btf(bytes);
+  throw new KvmiError('E_GUEST_MEMORY', 'the type information of the kernel could not be read', {
+    hint: 'It is part of the kernel image, which should always be in memory. Is this dump cut off?',
+  });
 }
 
 function gpaOf(gva: Gva, delta: bigint): number {
