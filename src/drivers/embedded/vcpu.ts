@@ -224,10 +224,12 @@ export class EmbeddedVcpu implements Vcpu {
   }
 
   #stopped(): void {
-    const { handler } = this.#owner;
-    if (!handler) applyAnswer(this.cpu, CONTINUE);
-    else this.#ask(() => handler.stop(this, this.cpu.stop), this.#answered, this.#unanswered);
+    if (!this.#owner.handler) this.#unanswered();
+    else this.#ask(this.#askStop, this.#answered, this.#unanswered);
   }
+
+  /* Kept, so that a stop allocates nothing. */
+  readonly #askStop = () => this.#owner.handler!.stop(this, this.cpu.stop);
 
   readonly #answered = (answer: Answer): void => {
     if (answer.action === 'crash') this.crash('answer');
