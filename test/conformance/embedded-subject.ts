@@ -52,6 +52,10 @@ async function start(vcpus: number): Promise<RunningSubject> {
       act,
       hold: async () => machine.pause(),
       release: async () => machine.resume(),
+      async addVcpu() {
+        const vcpu = await machine.addVcpu();
+        vcpu.start(kernelAddress('ap_code'));
+      },
     },
     close: () => machine.close(),
   };
@@ -64,5 +68,6 @@ export function embeddedSubject(vcpus: number): Subject {
     unavailable: () => undefined,
     start: () => start(vcpus),
     fresh: true,
+    ...(vcpus === 1 && { documented: true }),
   };
 }
