@@ -264,6 +264,8 @@ export class GdbClient {
       const stop = parseStopReply(payload);
       if (stop === undefined) return;
       this.#running = false;
+      // The stub selects the vCPU that the stop is attributed to.
+      this.#selected = -1;
       this.#onStop(stop);
       return;
     }
