@@ -29,6 +29,11 @@ export const ERROR_CODES = {
     meaning: 'A program called a function with a value that it does not take.',
     next: 'Correct the call; the message names the value and what is taken.',
   },
+  E_ATTACHED: {
+    exit: 'error',
+    meaning: 'This program has attached to the machine already.',
+    next: 'Detach first: a machine has one handler.',
+  },
   E_BREAKPOINT_LOST: {
     exit: 'error',
     meaning:
@@ -65,6 +70,11 @@ export const ERROR_CODES = {
     meaning: 'Something that the tool had turned on could not be turned off by it.',
     next: 'Nothing: unhooking removes what is left. The message names it.',
   },
+  E_GDB_ADD: {
+    exit: 'error',
+    meaning: 'QEMU could not add a gdbstub at run time.',
+    next: 'The message has the reason that QEMU gives.',
+  },
   E_GDB_BUSY: {
     exit: 'error',
     meaning: 'The gdbstub of QEMU has a client already.',
@@ -91,6 +101,11 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'The machine was shut down.',
     next: CHECK_VM,
+  },
+  E_GUEST_MEMORY: {
+    exit: 'error',
+    meaning: 'Something in guest memory that is needed is not mapped or cannot be written.',
+    next: 'The message says what; try again when the guest has booted.',
   },
   E_HANDLER: {
     exit: 'error',
@@ -177,6 +192,11 @@ export const ERROR_CODES = {
     meaning: 'The peer sent something that KVMI does not allow.',
     next: 'Check that both ends speak the same dialect.',
   },
+  E_QEMU_FACTS: {
+    exit: 'error',
+    meaning: 'QEMU did not say something about its VM in a form that is understood.',
+    next: RUN_AGAIN,
+  },
   E_QEMU_MEMORY_MAP: {
     exit: 'error',
     meaning: 'The memory map that QEMU prints was not understood.',
@@ -186,6 +206,16 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'The state that QEMU saves was not understood.',
     next: RUN_AGAIN,
+  },
+  E_QEMU_STUCK: {
+    exit: 'timeout',
+    meaning: 'QEMU did not stop its vCPUs in time.',
+    next: 'See whether the VM is under heavy load or its host is; try again.',
+  },
+  E_QEMU_TARGET: {
+    exit: 'unsupported',
+    meaning: 'The VM is no x86-64 machine.',
+    next: 'Only x86-64 guests can be introspected.',
   },
   E_QMP_BUSY: {
     exit: 'error',
@@ -237,6 +267,11 @@ export const ERROR_CODES = {
     exit: 'usage',
     meaning: 'The command line is wrong.',
     next: '`kvmi COMMAND --help`.',
+  },
+  E_VCPU_RUNNING: {
+    exit: 'error',
+    meaning: 'A program asked a vCPU for its state while it was in the guest.',
+    next: 'Ask inside a stop or a request.',
   },
 } as const satisfies Readonly<Record<string, ErrorCode>>;
 
