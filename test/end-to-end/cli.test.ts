@@ -45,7 +45,6 @@ describe('help and errors', { concurrency: 2 }, () => {
   });
 
   const USAGE: readonly (readonly [args: readonly string[], says: RegExp])[] = [
-    [[], /a command is missing|lists/],
     [['rges'], /Did you mean regs/],
     [['list', '--nope'], /--nope/],
     [['list', '--outptu', 'json'], /--output/],
@@ -64,7 +63,7 @@ describe('help and errors', { concurrency: 2 }, () => {
     [['hook', 'embedded:', '--tool', 'unix:/x', '--dialect', 'v8'], /v7, v9, v12/],
     [['completion', 'tcsh'], /bash, zsh, fish/],
   ];
-  for (const [args, says] of USAGE.slice(1)) {
+  for (const [args, says] of USAGE) {
     test(`kvmi ${args.join(' ')}: wrong usage`, async () => {
       const { code, stdout, stderr } = await kvmi(args);
       assert.equal(code, EXIT.usage.code, stderr);
