@@ -88,10 +88,10 @@ async function* served(context: Context, machine: Machine, hooking: Hooking): As
   if (end === 'stalled') context.exitWith(EXIT.timeout.code);
 }
 
-/** The tool is not there, or not the right one: that may change. */
+/** The tool is not there, or not the right one: that may change. That the VM cannot be hooked does not. */
 function isPeerError(error: unknown): boolean {
-  const exit = exitOf(error);
-  return exit === 'peer' || (error instanceof KvmiError && error.code === 'E_TIMEOUT');
+  if (!(error instanceof KvmiError) || error.code === 'E_HOOK') return false;
+  return error.code === 'E_TIMEOUT' || exitOf(error) === 'peer';
 }
 
 export const hook = command({
