@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { KvmiError } from '../../error.ts';
 import {
   ACCESS,
+  type Frames,
   type Machine,
   type MachineHandler,
   type PreUnhookReason,
@@ -70,6 +71,10 @@ export class EmbeddedMachine implements Machine {
   readonly capabilities = CAPABILITIES;
   readonly memory: GuestMemory;
   readonly views: MemoryViews;
+  readonly frames: Frames = {
+    allocate: (gfn) => this.memory.addFrame(gfn) && this.#framesChanged(),
+    free: (gfn) => this.memory.removeFrame(gfn) && this.#framesChanged(),
+  };
   readonly serial = new SerialPort();
   readonly clock: Clock;
   /** Called when a vCPU leaves the guest for good. */
@@ -266,6 +271,11 @@ export class EmbeddedMachine implements Machine {
     throw new KvmiError('E_ARGUMENT', `${this.name}: there is no view ${view}`);
   }
 
+  #framesChanged(): true {
+    this.views.flush();
+    return true;
+  }
+
   #own(vcpu: Vcpu): EmbeddedVcpu {
     const own = this.#vcpus[vcpu.index];
     if (own !== vcpu) throw new KvmiError('E_ARGUMENT', `${this.name}: that is not a vCPU of this machine`);
@@ -410,10 +420,7 @@ export class EmbeddedMachine implements Machine {
         cpu.updateInterrupt();
       },
       init: () => {},
-      startup: (target, page) => {
-        const vcpu = this.#vcpus[target]!;
-        if (!vcpu.waiting) vcpu.start(page * 4096);
-      },
+      startup: (target, page) => this.#vcpus[target]!.start(page * 4096),
     };
   }
 

@@ -40,9 +40,6 @@ export interface VcpuOwner {
 /** Why a vCPU left the guest for good: it could not deliver an exception, or an answer said so. */
 export type CrashReason = 'triple fault' | 'answer';
 
-/** What the vCPU waits for while a promise of the handler is open. */
-type Waiting = 'stop' | 'request' | 'created' | undefined;
-
 const ARMED_BIT = {
   breakpoint: ARMED.breakpoint,
   xsetbv: ARMED.xsetbv,
@@ -63,7 +60,8 @@ export class EmbeddedVcpu implements Vcpu {
   readonly #owner: VcpuOwner;
   readonly #state: StateBlock;
   readonly #event = new GuestEvent();
-  #waiting: Waiting;
+  /** While a promise of the handler is open: what happens when the handler goes away instead of answering. */
+  #abandoned: (() => void) | undefined;
 
   constructor(index: number, apic: Apic, surroundings: CpuSurroundings, owner: VcpuOwner) {
     this.index = index;
@@ -75,13 +73,13 @@ export class EmbeddedVcpu implements Vcpu {
 
   /** Whether it would do something if it were given time. */
   get runnable(): boolean {
-    if (!this.started || this.#waiting !== undefined || this.cpu.dead) return false;
+    if (!this.started || this.waiting || this.cpu.dead) return false;
     return !this.cpu.halted || (this.cpu.attention & ~(ATTENTION.halt | ATTENTION.step)) !== 0;
   }
 
   /** Whether the handler has not answered yet. */
   get waiting(): boolean {
-    return this.#waiting !== undefined;
+    return this.#abandoned !== undefined;
   }
 
   request(): void {
@@ -158,10 +156,9 @@ export class EmbeddedVcpu implements Vcpu {
     c.stepFailed = false;
     c.injectionPending = false;
     if (!c.eventPending) c.attention &= ~ATTENTION.event;
-    const waiting = this.#waiting;
-    this.#waiting = undefined;
-    if (waiting === 'stop') applyAnswer(c, CONTINUE);
-    if (waiting === 'created') this.started = true;
+    const abandoned = this.#abandoned;
+    this.#abandoned = undefined;
+    abandoned?.();
   }
 
   /** Starts an application processor in flat 32-bit code at a physical address. */
@@ -179,7 +176,7 @@ export class EmbeddedVcpu implements Vcpu {
     this.cpu.attention &= ~ATTENTION.dead;
     this.started = this.index === 0;
     this.instructions = 0;
-    this.#waiting = undefined;
+    this.#abandoned = undefined;
   }
 
   /** Runs up to `budget` instructions, handling stops; returns how many ran. */
@@ -201,22 +198,23 @@ export class EmbeddedVcpu implements Vcpu {
   /** Calls the handler for a request, if there is one. */
   serveRequest(): void {
     const c = this.cpu;
-    if ((c.attention & ATTENTION.request) === 0 || this.#waiting !== undefined || c.dead || !this.started)
-      return;
+    if ((c.attention & ATTENTION.request) === 0 || this.waiting || c.dead || !this.started) return;
     c.attention &= ~ATTENTION.request;
     const { handler } = this.#owner;
-    if (handler)
-      this.#call(
-        'request',
-        () => handler.request(this),
-        () => {},
-      );
+    if (!handler) return;
+    this.#ask(
+      () => handler.request(this),
+      (answer) => {
+        if (answer === 'crash') this.crash('answer');
+      },
+      () => {},
+    );
   }
 
   /** Tells the handler about a new vCPU. `done` is called when it may run. */
   announce(done: () => void): void {
     const { handler } = this.#owner;
-    if (handler?.vcpuCreated) this.#call('created', () => handler.vcpuCreated!(this), done);
+    if (handler?.vcpuCreated) this.#ask(() => handler.vcpuCreated!(this), done, done);
     else done();
   }
 
@@ -226,56 +224,54 @@ export class EmbeddedVcpu implements Vcpu {
   }
 
   #stopped(): void {
-    const { handler } = this.#owner;
-    if (!handler) applyAnswer(this.cpu, CONTINUE);
-    else
-      this.#call(
-        'stop',
-        () => handler.stop(this, this.cpu.stop),
-        (answer) => this.#answered(answer),
-      );
+    if (!this.#owner.handler) this.#unanswered();
+    else this.#ask(this.#askStop, this.#answered, this.#unanswered);
   }
 
-  #answered(answer: Answer): void {
+  /* Kept, so that a stop allocates nothing. */
+  readonly #askStop = () => this.#owner.handler!.stop(this, this.cpu.stop);
+
+  readonly #answered = (answer: Answer): void => {
     if (answer.action === 'crash') this.crash('answer');
     else applyAnswer(this.cpu, answer);
-  }
+  };
+
+  readonly #unanswered = (): void => applyAnswer(this.cpu, CONTINUE);
 
   /**
    * Calls the handler and goes on with what it answers, at once or when it arrives. After a detach, or when the
-   * handler fails, the vCPU goes on as if it had been told to continue.
+   * handler fails, `abandoned` happens instead.
    */
-  #call<T>(what: Waiting, call: () => Awaitable<T>, next: (value: T) => void): void {
+  #ask<T>(call: () => Awaitable<T>, answered: (value: T) => void, abandoned: () => void): void {
     const { session } = this.#owner;
-    let result: Awaitable<T>;
+    let answer: Awaitable<T>;
     try {
-      result = call();
+      answer = call();
     } catch (error) {
-      if (what === 'stop') applyAnswer(this.cpu, CONTINUE);
+      abandoned();
       this.#owner.handlerFailed(error);
       return;
     }
-    if (session !== this.#owner.session) {
-      // The handler detached in the middle of its own call.
-      if (what === 'stop') applyAnswer(this.cpu, CONTINUE);
-      return;
-    }
-    if (!isPending(result)) {
-      next(result);
-      return;
-    }
-    this.#waiting = what;
+    // The handler may have detached in the middle of its own call.
+    if (session !== this.#owner.session) abandoned();
+    else if (isPending(answer)) this.#wait(answer, answered, abandoned);
+    else answered(answer);
+  }
+
+  #wait<T>(answer: PromiseLike<T>, answered: (value: T) => void, abandoned: () => void): void {
+    const { session } = this.#owner;
+    this.#abandoned = abandoned;
     const settle = (act: () => void) => {
       if (session !== this.#owner.session) return;
-      this.#waiting = undefined;
+      this.#abandoned = undefined;
       act();
       this.#owner.wake(this);
     };
-    result.then(
-      (value) => settle(() => next(value)),
+    answer.then(
+      (value) => settle(() => answered(value)),
       (error) =>
         settle(() => {
-          if (what === 'stop') applyAnswer(this.cpu, CONTINUE);
+          abandoned();
           this.#owner.handlerFailed(error);
         }),
     );
