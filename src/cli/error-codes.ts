@@ -40,6 +40,11 @@ export const ERROR_CODES = {
       'An instruction could not be carried out after a hit; its breakpoint was taken out. The guest goes on unharmed.',
     next: 'Set it again, or on the first instruction of the function.',
   },
+  E_BTF: {
+    exit: 'error',
+    meaning: "The kernel's type information (BTF) does not make sense.",
+    next: 'Try again when the guest has booted; give the types of its kernel from a vmlinux or ISF file.',
+  },
   E_BUSY: {
     exit: 'error',
     meaning: 'Something else holds the VM: it is hooked or debugged already.',
@@ -62,13 +67,23 @@ export const ERROR_CODES = {
   },
   E_COOKIE: {
     exit: 'peer',
-    meaning: 'A tool was to listen on a TCP port without a cookie: anybody could connect.',
-    next: 'Give both ends the same secret, or use `unix:PATH`.',
+    meaning: 'A TCP address was given without a cookie: anybody could be at the other end.',
+    next: 'Give both ends the same secret (`--cookie-file`), or use `unix:PATH`.',
   },
   E_DETACH: {
     exit: 'error',
     meaning: 'Something that the tool had turned on could not be turned off by it.',
     next: 'Nothing: unhooking removes what is left. The message names it.',
+  },
+  E_EXPRESSION: {
+    exit: 'usage',
+    meaning: 'An expression such as `init_task.comm` cannot be evaluated.',
+    next: 'The message says at which part; names are those of the kernel source.',
+  },
+  E_FIELD: {
+    exit: 'unsupported',
+    meaning: 'This kernel has not a type or a field that the answer needs.',
+    next: 'Its version or configuration is not supported for this question; the message names the field.',
   },
   E_GDB_ADD: {
     exit: 'error',
@@ -132,6 +147,11 @@ export const ERROR_CODES = {
     meaning: 'Somebody listens at that socket path, or something that is no socket is there.',
     next: 'Choose another path, or remove the file.',
   },
+  E_KALLSYMS: {
+    exit: 'unknownOs',
+    meaning: "The kernel's symbol table does not make sense.",
+    next: 'Try again when the guest has booted.',
+  },
   E_LIMIT: {
     exit: 'error',
     meaning: 'More was asked for than there can be.',
@@ -171,6 +191,16 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'The guest has not started this vCPU yet: it has no state to look at.',
     next: 'Choose another vCPU, or wait until the guest has booted.',
+  },
+  E_NO_LINUX: {
+    exit: 'unknownOs',
+    meaning: 'No Linux kernel was found in guest memory.',
+    next: 'Try again when the guest has booted. Guests without Linux have no symbols, processes and files here.',
+  },
+  E_NO_TYPES: {
+    exit: 'unknownOs',
+    meaning: 'The kernel has no type information (BTF).',
+    next: 'Use a kernel with CONFIG_DEBUG_INFO_BTF, or give its types from a vmlinux or ISF file.',
   },
   E_NO_VM: {
     exit: 'noSuchVm',
@@ -253,10 +283,20 @@ export const ERROR_CODES = {
     meaning: 'A vCPU did not get past an instruction by single-stepping.',
     next: 'Set the breakpoint on another instruction nearby.',
   },
+  E_SYMBOL: {
+    exit: 'error',
+    meaning: 'The kernel has no symbol of that name.',
+    next: 'Symbols of data need CONFIG_KALLSYMS_ALL; some exist only in some versions or configurations.',
+  },
   E_TIMEOUT: {
     exit: 'timeout',
     meaning: 'Something did not happen in time.',
     next: 'Resume the VM when it is stopped; give more time with `--timeout`.',
+  },
+  E_TYPE: {
+    exit: 'error',
+    meaning: 'The kernel has no type of that name.',
+    next: 'Names are those of the kernel source, without `struct`: `task_struct`.',
   },
   E_UNSUPPORTED: {
     exit: 'unsupported',

@@ -159,7 +159,11 @@ export const hook = command({
     if (tool === undefined) {
       throw new UsageError('--tool is required', 'Say where the tool listens: --tool unix:/run/tool.sock');
     }
-    parseAddress(tool);
+    if (parseAddress(tool).kind === 'tcp' && cookieFile === undefined) {
+      throw new KvmiError('E_COOKIE', `${tool} without a cookie: anybody could answer there`, {
+        hint: 'Give both ends the same secret: --cookie-file FILE.',
+      });
+    }
     const commands = commandNames(allowCommands, dialect);
     const events = eventNames(allowEvents, dialect);
     const hooking: Hooking = {
