@@ -177,12 +177,7 @@ function* withTypes(
   });
 }
 
-function* keep(
-  memory: PhysicalMemory,
-  found: FoundKernel,
-  layouts: Layouts,
-  directory: string,
-): Walk<void> {
+function* keep(memory: PhysicalMemory, found: FoundKernel, layouts: Layouts, directory: string): Walk<void> {
   const { cacheKey, kernelOffset, paging, symbols, banner } = found;
   if (cacheKey === undefined || kernelOffset === undefined) return;
   const place = { memory, paging, kernelOffset };
