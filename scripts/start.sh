@@ -3,5 +3,5 @@
 set -e
 cd "$(dirname "$0")/.."
 scripts/build.sh
-case " $* " in *' --linux '*) scripts/setup-linux-guest.sh ;; esac
+scripts/setup-linux-guest.sh
 exec node --enable-source-maps dist/examples/tour/main.js "$@"

@@ -1,5 +1,3 @@
-import { putU16 } from '../abi/bytes.ts';
-import { kvmRegs } from '../abi/x86.ts';
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
 import {
@@ -8,10 +6,7 @@ import {
   type Dialect,
   decodeReply,
   encodeCommand,
-  HEADER_SIZE,
-  NotInDialectError,
   ProtocolError,
-  putHeader,
   type Replies,
   type Requests as RequestBodies,
 } from '../wire/index.ts';
@@ -129,19 +124,6 @@ export class Requests {
     return this.#submit(seq, message, this.#dialect.command(name)!, vcpu, read);
   }
 
-  /** VCPU_SET_REGISTERS with kvm_regs as bytes. */
-  setRegisters(general: Uint8Array, vcpu: number): Awaitable<unknown> {
-    const definition = this.#dialect.command('VCPU_SET_REGISTERS') as CommandDefinition | undefined;
-    if (!definition) throw new NotInDialectError('VCPU_SET_REGISTERS', this.#dialect.name);
-    const seq = this.#nextSeq();
-    const size = VCPU_HEADER_SIZE + kvmRegs.size;
-    const message = new Uint8Array(HEADER_SIZE + size);
-    putHeader(message, 0, definition.id, size, seq);
-    putU16(message, HEADER_SIZE, vcpu);
-    message.set(general, HEADER_SIZE + VCPU_HEADER_SIZE);
-    return this.#submit(seq, message, definition, vcpu, decoded);
-  }
-
   #submit(
     seq: number,
     message: Uint8Array,
@@ -216,8 +198,6 @@ export class Requests {
     this.#timer = undefined;
   }
 }
-
-const VCPU_HEADER_SIZE = 8;
 
 function decoded(payload: Uint8Array, definition: CommandDefinition): unknown {
   return decodeReply(definition, payload);

@@ -79,13 +79,13 @@ export class GuestVcpu {
    * effect when it is answered.
    */
   async setRegisters(registers: Registers | KvmRegs): Promise<void> {
-    await this.connection.requests.setRegisters(generalBytes(registers), this.index);
+    await this.command('VCPU_SET_REGISTERS', { regs: generalBytes(registers) });
   }
 
   /** The same in front of the answer to an event: a failure has nobody to tell but the report. @internal */
   setRegistersBefore(general: Uint8Array): void {
     void attempt<unknown>(
-      () => this.connection.requests.setRegisters(general, this.index),
+      () => this.connection.requests.send('VCPU_SET_REGISTERS', { regs: general }, this.index),
       (error) => this.connection.report(error as Error),
     );
   }

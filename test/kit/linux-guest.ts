@@ -64,6 +64,7 @@ export class LinuxGuest {
   readonly #console: Socket;
   readonly #shell: Socket;
   #ticks = 0;
+  #log: string[] = [];
   #consoleTail = '';
   #tickListeners = new Set<() => void>();
   #shellBuffer = Buffer.alloc(0);
@@ -147,6 +148,11 @@ export class LinuxGuest {
     return this.#ticks;
   }
 
+  /** What the kernel printed on the console, but for the clock. */
+  get log(): readonly string[] {
+    return this.#log;
+  }
+
   /** Resolves when the guest's clock has moved `count` times more, rejects after `timeoutMs`. */
   nextTicks(count = 1, timeoutMs = 10_000): Promise<void> {
     const until = this.#ticks + count;
@@ -219,6 +225,7 @@ export class LinuxGuest {
     for (const line of lines) {
       const tick = /^tick (\d+)/.exec(line);
       if (tick) this.#ticks = Number(tick[1]);
+      else this.#log.push(line.trimEnd());
     }
     for (const listener of this.#tickListeners) listener();
   }
@@ -277,7 +284,7 @@ function machineArguments(options: LinuxGuestOptions, kernel: string): string[] 
   return [
     ...['-accel', 'tcg', '-m', size, '-smp', String(options.smp ?? 1), ...memory],
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-name', 'guest=kvmi-test'],
-    ...['-kernel', kernel, '-append', `console=ttyS0 quiet panic=-1 ${options.append ?? ''}`],
+    ...['-kernel', kernel, '-append', `console=ttyS0 quiet panic=0 oops=panic ${options.append ?? ''}`],
     ...(options.args ?? []),
   ];
 }

@@ -1,0 +1,11 @@
+import type { Machine } from '../machine/index.ts';
+import type { Context } from './context.ts';
+
+/** A way to say which VM, with a prefix: `qemu:PATH`. Drivers are imported when something is opened. */
+export interface TargetKind {
+  readonly prefix: string;
+  /** What follows the prefix, for help. */
+  readonly syntax: string;
+  readonly about: string;
+  open(rest: string, context: Context): Promise<Machine>;
+}

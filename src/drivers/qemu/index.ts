@@ -1,0 +1,2 @@
+export { QemuMachine } from './machine.ts';
+export { openQemu, type QemuTarget } from './open.ts';

@@ -1,0 +1,83 @@
+import { join } from 'node:path';
+import { KvmiError, messageOf } from '../../error.ts';
+import { GdbClient } from './gdb.ts';
+import { type QmpTransport, recordOf, recordsOf } from './qmp.ts';
+import { WORKSPACE_PREFIX, type Workspace } from './workspace.ts';
+
+/** What is known of a VM's gdbstub before it is used. */
+export interface StubPlan {
+  /** Where it listens, or will listen. */
+  readonly address: { readonly path: string } | { readonly host: string; readonly port: number };
+  /** True when it is ours to add and to remove. */
+  readonly own: boolean;
+}
+
+/**
+ * Decides which gdbstub to use. A VM has one: when a debugger has it, E_GDB_BUSY; when it is there and free, it is
+ * used and left as it was; otherwise one is added in `workspace`, which also replaces one that a killed host left.
+ *
+ * A stub that is in use is never connected to: QEMU would accept the waiting connection as soon as the debugger
+ * detaches, and stop the VM for it.
+ */
+export async function planStub(qmp: QmpTransport, workspace: Workspace): Promise<StubPlan> {
+  const chardevs = recordsOf(await qmp.execute('query-chardev'), 'the list of character devices');
+  const existing = chardevs.find(({ label }) => label === 'gdb');
+  const own: StubPlan = { address: { path: join(workspace.path, 'gdb') }, own: true };
+  if (existing === undefined) return own;
+  const filename = String(existing.filename);
+  if (!filename.startsWith('disconnected:')) {
+    throw new KvmiError('E_GDB_BUSY', `a debugger is attached to the gdbstub of QEMU at ${qmp.where}`, {
+      hint: 'A VM has one gdbstub with one client. Detach the debugger that uses it.',
+      data: { where: qmp.where, chardev: filename },
+    });
+  }
+  const address = parseChardev(filename.slice('disconnected:'.length));
+  const abandoned =
+    address !== undefined && 'path' in address && address.path.includes(`/${WORKSPACE_PREFIX}`);
+  return address === undefined || abandoned ? own : { address, own: false };
+}
+
+function parseChardev(filename: string): StubPlan['address'] | undefined {
+  const unix = /^unix:([^,]+)/.exec(filename);
+  if (unix) return { path: unix[1]! };
+  const tcp = /^tcp:([^,]*):(\d+)/.exec(filename);
+  if (!tcp) return undefined;
+  const host = tcp[1]!.replace(/^\[(.*)\]$/, '$1');
+  return { host: host === '0.0.0.0' || host === '' ? '127.0.0.1' : host, port: Number(tcp[2]) };
+}
+
+/** True while the VM runs; false when it is paused, waits for an incoming migration, has shut down, … */
+export async function isRunning(qmp: QmpTransport): Promise<boolean> {
+  return recordOf(await qmp.execute('query-status'), 'the status').running === true;
+}
+
+/** Adds the stub if it is ours, and connects: from then on the VM is stopped. */
+export async function openStub(qmp: QmpTransport, plan: StubPlan): Promise<GdbClient> {
+  const { address } = plan;
+  const where = 'path' in address ? address.path : `${address.host}:${address.port}`;
+  if (plan.own && 'path' in address) {
+    const printed = await qmp.hmp(`gdbserver unix:${address.path},server=on,wait=off`);
+    if (!/Waiting for gdb connection/.test(printed)) {
+      throw new KvmiError('E_GDB_ADD', `QEMU at ${qmp.where} could not add a gdbstub: ${printed.trim()}`, {
+        hint: `QEMU's user must be able to create a socket in ${address.path}.`,
+      });
+    }
+  }
+  try {
+    return await GdbClient.connect(address, where);
+  } catch (error) {
+    await closeStub(qmp, plan);
+    throw error;
+  }
+}
+
+/** Removes a stub that is ours. Never throws: without it the VM only has an unused socket more. */
+export async function closeStub(qmp: QmpTransport, plan: StubPlan): Promise<string | undefined> {
+  if (!plan.own) return undefined;
+  try {
+    await qmp.hmp('gdbserver none');
+    return undefined;
+  } catch (error) {
+    return messageOf(error);
+  }
+}
