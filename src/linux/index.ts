@@ -1,10 +1,11 @@
 export type { BpfProgram } from './bpf.ts';
 export { Btf } from './btf.ts';
 export { defaultCacheDirectory } from './cache.ts';
+export type { Baseline, CheckOptions, Finding, Hook } from './check/index.ts';
 export type { EnvironmentVariable } from './environment.ts';
 export type { OpenFile } from './files.ts';
 export { isf } from './isf.ts';
-export type { IsfFile } from './isf-format.ts';
+export { type IsfFile, isfText } from './isf-format.ts';
 export type { Kernel } from './kernel.ts';
 export { type FindOptions, Linux } from './linux.ts';
 export type { LogRecord } from './log.ts';

@@ -38,11 +38,12 @@ export interface IsfBaseType {
 export interface IsfEnum {
   readonly size: number;
   readonly base: string;
-  readonly constants: Readonly<Record<string, number>>;
+  readonly constants: Readonly<Record<string, number | bigint>>;
 }
 
 export interface IsfSymbol {
-  readonly address: number;
+  /** Beyond what a JSON number keeps exactly in JavaScript: see {@link isfText}. */
+  readonly address: bigint;
   readonly type?: IsfType;
   /** Base64. */
   readonly constant_data?: string;
@@ -66,4 +67,10 @@ export interface IsfFile {
   readonly user_types: Readonly<Record<string, IsfUserType>>;
   readonly enums: Readonly<Record<string, IsfEnum>>;
   readonly symbols: Readonly<Record<string, IsfSymbol>>;
+}
+
+/** The file as JSON, with addresses as the exact integers that the format wants. */
+export function isfText(file: IsfFile): string {
+  const marked = JSON.stringify(file, (_, value) => (typeof value === 'bigint' ? `\u0001${value}` : value));
+  return marked.replace(/"\\u0001(-?\d+)"/g, '$1');
 }

@@ -20,11 +20,16 @@ const LINKED_TEXT = 0xffff_ffff_8100_0000n;
 const IMAGE_MAP = 0xffff_ffff_8000_0000n;
 
 /**
- * A symbol file for Volatility 3, made from the guest's own symbols and types. Save it as JSON under
+ * A symbol file for Volatility 3, made from the guest's own symbols and types. Save what `isfText` makes of it under
  * `volatility3/symbols/linux/`; it fits dumps of every machine that runs the same kernel.
  */
 export function isf(linux: Linux): Awaitable<IsfFile> {
   return then(run(linux.kernel.loadTypes()), (types) => new IsfWriter(linux, types).file());
+}
+
+function exact(value: bigint): number | bigint {
+  const number = Number(value);
+  return Number.isSafeInteger(number) ? number : value;
 }
 
 class IsfWriter {
@@ -92,7 +97,7 @@ class IsfWriter {
           size: stripped.size,
           base: stripped.signed ? 'int' : 'unsigned int',
           constants: Object.fromEntries(
-            stripped.values.map(({ name: constant, value }) => [constant, Number(value)]),
+            stripped.values.map(({ name: constant, value }) => [constant, exact(value)]),
           ),
         };
         this.#baseTypes[stripped.signed ? 'int' : 'unsigned int'] ??= {
@@ -162,7 +167,7 @@ class IsfWriter {
       const known = VARIABLES[name];
       const type = this.#types.variable(name) ?? (known === undefined ? undefined : this.#types.find(known));
       symbols[name] = {
-        address: Number(linked),
+        address: linked,
         ...(type === undefined ? {} : { type: this.#reference(type) }),
       };
     }
