@@ -84,7 +84,7 @@ export class QemuMachine implements Machine {
     this.#facts = facts;
     this.#qmp = qmp;
     this.#monitor = monitor;
-    this.#guard = new Guard(workspace.path);
+    this.#guard = new Guard(workspace);
     this.#workspace = workspace;
     this.#ram = ram;
     this.memory = new RegionMemory(

@@ -22,8 +22,8 @@ export interface StubPlan {
 export async function planStub(qmp: QmpTransport, workspace: Workspace): Promise<StubPlan> {
   const chardevs = recordsOf(await qmp.execute('query-chardev'), 'the list of character devices');
   const existing = chardevs.find(({ label }) => label === 'gdb');
-  const own: StubPlan = { address: { path: join(workspace.path, 'gdb') }, own: true };
-  if (existing === undefined) return own;
+  const own = (): StubPlan => ({ address: { path: join(workspace.path, 'gdb') }, own: true });
+  if (existing === undefined) return own();
   const filename = String(existing.filename);
   if (!filename.startsWith('disconnected:')) {
     throw new KvmiError('E_GDB_BUSY', `a debugger is attached to the gdbstub of QEMU at ${qmp.where}`, {
@@ -34,7 +34,7 @@ export async function planStub(qmp: QmpTransport, workspace: Workspace): Promise
   const address = parseChardev(filename.slice('disconnected:'.length));
   const abandoned =
     address !== undefined && 'path' in address && address.path.includes(`/${WORKSPACE_PREFIX}`);
-  return address === undefined || abandoned ? own : { address, own: false };
+  return address === undefined || abandoned ? own() : { address, own: false };
 }
 
 function parseChardev(filename: string): StubPlan['address'] | undefined {
