@@ -19,7 +19,7 @@ import { RunControl, type RunControlOwner } from './run-control.ts';
 import { StateReader } from './state-reader.ts';
 import { StoppedMemory } from './stopped-memory.ts';
 import type { Hold, StoppedVcpu } from './stopped-vcpu.ts';
-import { planStub, type StubPlan } from './stub.ts';
+import { findFreeStub, type StubPlan } from './stub.ts';
 import { QemuVcpu } from './vcpu.ts';
 import { Workspace } from './workspace.ts';
 
@@ -120,7 +120,7 @@ export class QemuMachine implements Machine {
   async attach(handler: MachineHandler): Promise<void> {
     if (this.#control.lost) throw this.#control.lost;
     if (this.#handler) throw new KvmiError('E_ATTACHED', `${this.name} is attached already`);
-    if (!this.#control.attached) await planStub(this.#qmp, this.#workspace);
+    if (!this.#control.attached) await findFreeStub(this.#qmp);
     this.#handler = handler;
   }
 
