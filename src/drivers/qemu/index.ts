@@ -1,2 +1,3 @@
+export { findQemuMachines, type QemuProcess } from './discover.ts';
 export { QemuMachine } from './machine.ts';
 export { openQemu, type QemuTarget } from './open.ts';
