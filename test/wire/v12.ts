@@ -260,7 +260,11 @@ export const events: readonly EventVector[] = [
     vcpu: VCPU,
     data: { cr: 4, old_value: WORD, new_value: OTHER },
     event: `${head('40 02', '07')} | 04 ${Z7} ${word} ${other}`,
-    answer: { action: 'continue', data: { new_val: OTHER }, hex: `${answer('18 00', '00', '07')} | ${other}` },
+    answer: {
+      action: 'continue',
+      data: { new_val: OTHER },
+      hex: `${answer('18 00', '00', '07')} | ${other}`,
+    },
   }),
   event({
     name: 'TRAP',

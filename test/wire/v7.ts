@@ -391,7 +391,11 @@ export const events: readonly EventVector[] = [
     vcpu: VCPU,
     data: { cr: 0x0304, old_value: WORD, new_value: OTHER },
     event: `${head('38 02', '01')} | 04 03 00 00 00 00 00 00 ${word} ${other}`,
-    answer: { action: 'continue', data: { new_val: OTHER }, hex: `${answer('18 00', '00', '01')} | ${other}` },
+    answer: {
+      action: 'continue',
+      data: { new_val: OTHER },
+      hex: `${answer('18 00', '00', '01')} | ${other}`,
+    },
   }),
   event({
     name: 'MSR',

@@ -275,7 +275,11 @@ export const events: readonly EventVector[] = [
     vcpu: VCPU,
     data: { cr: 4, old_value: WORD, new_value: OTHER },
     event: `${head('38 02', '04')} | 04 ${Z7} ${word} ${other}`,
-    answer: { action: 'continue', data: { new_val: OTHER }, hex: `${answer('18 00', '00', '04')} | ${other}` },
+    answer: {
+      action: 'continue',
+      data: { new_val: OTHER },
+      hex: `${answer('18 00', '00', '04')} | ${other}`,
+    },
   }),
   event({
     name: 'TRAP',

@@ -1,4 +1,12 @@
-import type { Action, CommandName, EventData, EventName, EventReplyData, Replies, Requests } from '../../src/wire/index.ts';
+import type {
+  Action,
+  CommandName,
+  EventData,
+  EventName,
+  EventReplyData,
+  Replies,
+  Requests,
+} from '../../src/wire/index.ts';
 
 /*
  * Messages as bytes, written from the text of the specification. In `hex`, spaces and | only help to read.
