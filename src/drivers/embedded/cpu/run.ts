@@ -21,6 +21,8 @@ export const EXIT = {
   halt: 3,
   /** Triple fault. */
   shutdown: 4,
+  /** ATTENTION.leave is set. */
+  leave: 5,
 } as const;
 export type Exit = (typeof EXIT)[keyof typeof EXIT];
 /** Not an exit: go on. */
@@ -106,6 +108,7 @@ function attend(c: Cpu): typeof NONE | Exit {
   const why = c.attention;
   const stepping = (why & ATTENTION.step) !== 0;
   if ((why & ATTENTION.dead) !== 0) return EXIT.halt;
+  if ((why & ATTENTION.leave) !== 0) return EXIT.leave;
   if ((why & ATTENTION.request) !== 0) return EXIT.request;
   if (stepping && c.stepFailed && (why & ATTENTION.grant) === 0 && !c.eventPending) return stepStop(c);
   if (c.eventPending) return deliverEvent(c);
