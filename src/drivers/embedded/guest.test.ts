@@ -51,12 +51,12 @@ describe('embedded: the mini kernel', () => {
     const machine = createEmbeddedMachine({ clock: 'instructions' });
     const kernel = new MiniKernel(machine);
     const used: bigint[] = [];
-    for (let i = 0; i < 6; i++) {
-      machine.run(20_000_000);
+    for (let i = 0; i < 5; i++) {
+      machine.run(4_000_000);
       used.push(kernel.read('pages_used'));
     }
     assert.ok(used.at(-1)! < 64n, `pages used: ${used.join(' ')}`);
-    assert.ok(Math.max(...kernel.tasks().map(({ pid }) => pid)) > 10);
+    assert.ok(Math.max(...kernel.tasks().map(({ pid }) => pid)) > 5, 'programs came and went');
   });
 
   test('the same machine does the same again', () => {
@@ -125,9 +125,10 @@ describe('embedded: the mini kernel', () => {
     assert.equal(kernel.call('nop', 9n), 9n);
   });
 
-  test('its code is read-only and its data not executable', () => {
+  test('has symbols for tools', () => {
     const { kernel } = booted();
-    assert.equal(kernel.call('fault', kernelSymbol('banner')), BigInt.asUintN(64, 0x6e696d20696d766bn));
+    // `fault` reads 8 bytes: the banner begins with "kvmi min".
+    assert.equal(kernel.call('fault', kernelSymbol('banner')), 0x6e696d20696d766bn);
     assert.ok(kernelSymbols().has('syscall_table'));
     assert.throws(() => kernelSymbol('no_such_symbol'), { code: 'E_ARGUMENT' });
   });
