@@ -21,6 +21,8 @@ export const EXIT = {
   halt: 3,
   /** Triple fault. */
   shutdown: 4,
+  /** ATTENTION.leave is set. */
+  leave: 5,
 } as const;
 export type Exit = (typeof EXIT)[keyof typeof EXIT];
 /** Not an exit: go on. */
@@ -106,6 +108,7 @@ function attend(c: Cpu): typeof NONE | Exit {
   const why = c.attention;
   const stepping = (why & ATTENTION.step) !== 0;
   if ((why & ATTENTION.dead) !== 0) return EXIT.halt;
+  if ((why & ATTENTION.leave) !== 0) return EXIT.leave;
   if ((why & ATTENTION.request) !== 0) return EXIT.request;
   // What a handler let an instruction do happens before anything else can make it start again.
   if ((why & ATTENTION.grant) !== 0 && !c.delivering) return step(c);
