@@ -205,7 +205,7 @@ export const ERROR_CODES = {
   E_NO_VM: {
     exit: 'noSuchVm',
     meaning: 'There is no such VM.',
-    next: '`kvmi list` shows what was found; others are reached by `qemu:PATH` or `libvirt:DOMAIN`.',
+    next: '`kvmi list` shows what was found; others are reached by their QMP socket: `qemu:PATH`.',
   },
   E_NOT_BACKED: {
     exit: 'error',

@@ -114,13 +114,15 @@ describe('kvmi with QEMU', { skip: whyNoLinuxGuest() ?? false }, () => {
   });
 
   test('read: the banner of the kernel', async () => {
-    const { stdout } = await kvmi(['read', target, `0x${symbols.linux_banner!.toString(16)}`, '13', '--raw']);
-    assert.equal(stdout, 'Linux version');
+    for (const place of [`0x${symbols.linux_banner!.toString(16)}`, 'linux_banner']) {
+      const { stdout, stderr } = await kvmi(['read', target, place, '13', '--raw']);
+      assert.equal(stdout, 'Linux version', stderr);
+    }
   });
 
   test('break: hits while the guest calls the function; afterwards its code is as before', async () => {
     const address = `0x${symbols[FUNCTION]!.toString(16)}`;
-    const process = new KvmiProcess(['break', target, address, '-n', '3', '-v', '-c', 'vcpu,rip']);
+    const process = new KvmiProcess(['break', target, FUNCTION, '-n', '3', '-v', '-c', 'vcpu,rip']);
     await process.seen('stderr', /waiting at/);
     await vm.run('for i in 1 2 3; do id -u; done >/dev/null');
     const { code, stdout, stderr } = await process.ended;

@@ -52,7 +52,8 @@ describe('help and errors', { concurrency: 2 }, () => {
     [['list', '-c', 'nmae'], /Did you mean name/],
     [['list', '--filter', 'pid>many'], /many/],
     [['read', 'embedded:'], /ADDRESS/],
-    [['read', 'embedded:', 'main'], /hexadecimal/],
+    [['read', 'embedded:', '12zz'], /hexadecimal/],
+    [['read', 'embedded:', 'timer', '--physical'], /symbols are virtual/],
     [['read', 'embedded:', '0', '16', 'more'], /arguments/],
     [['regs', 'embedded:', '--vcpu', '7'], /vCPU 7/],
     [['regs', 'embedded:', '--msr', 'lsatr'], /Did you mean lstar/],
@@ -276,6 +277,17 @@ describe('break', { concurrency: 2 }, () => {
     const { code, stderr } = await process.ended;
     assert.equal(code, EXIT.ok.code);
     assert.match(stderr, /the breakpoint is removed/);
+  });
+
+  test('a symbol of the kernel is an address', async () => {
+    const { code, stdout } = await kvmi(['break', 'embedded:', 'timer', '-n', '1', '-q']);
+    assert.equal(code, EXIT.ok.code);
+    assert.equal(stdout, `${TIMER}\n`);
+    const read = await kvmi(['read', 'embedded:', 'text_start+1', '2', '--hex']);
+    assert.equal(read.stdout, 'bc00\n');
+    const unknown = await kvmi(['break', 'embedded:', 'tiemr']);
+    assert.equal(unknown.code, EXIT.error.code);
+    assert.match(unknown.stderr, /\[E_SYMBOL\]\nhint: Did you mean timer/);
   });
 
   test('an address that is not mapped', async () => {
