@@ -183,7 +183,9 @@ function parse(file: Buffer) {
   let at = 4 + size;
   for (const length of header.lengths) {
     // A copy, because a typed array must be aligned.
-    parts.push(content.buffer.slice(content.byteOffset + at, content.byteOffset + at + length) as ArrayBuffer);
+    parts.push(
+      content.buffer.slice(content.byteOffset + at, content.byteOffset + at + length) as ArrayBuffer,
+    );
     at += length;
   }
   const [addresses, starts, slots, types, text] = parts;

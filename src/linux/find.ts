@@ -106,11 +106,7 @@ function* maps(memory: PhysicalMemory, paging: Paging, gva: Gva, delta: bigint):
 }
 
 /** The tables that VMCOREINFO lists since Linux 6.0. */
-function* listedSymbols(
-  memory: PhysicalMemory,
-  paging: Paging,
-  info: Vmcoreinfo,
-): Walk<Decoded | undefined> {
+function* listedSymbols(memory: PhysicalMemory, paging: Paging, info: Vmcoreinfo): Walk<Decoded | undefined> {
   const [names, number, tokens, index, offsets] = [
     'kallsyms_names',
     'kallsyms_num_syms',

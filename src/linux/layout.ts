@@ -44,6 +44,7 @@ export const LAYOUT = {
       seNode: 'se.group_node',
       rtNode: 'rt.run_list',
       stack: 'stack',
+      schedClass: 'sched_class',
     },
   ],
   signal: ['signal_struct', { threadHead: 'thread_head', threads: 'nr_threads' }],
@@ -354,6 +355,10 @@ export const LAYOUT = {
     'rq',
     { cfsTasks: 'cfs_tasks', current: 'curr', running: 'nr_running', idle: 'idle', stop: 'stop' },
   ],
+  ftracePage: ['ftrace_page', { next: 'next', records: 'records', count: 'index' }],
+  ftraceRecord: ['dyn_ftrace', { address: 'ip', flags: 'flags' }],
+  staticCallSite: ['static_call_site', { site: 'addr', key: 'key' }],
+  gate: ['gate_struct', { low: 'offset_low', middle: 'offset_middle', high: 'offset_high', bits: 'bits' }],
   jumpEntry: ['jump_entry', { code: 'code', target: 'target', key: 'key' }],
   staticKey: ['static_key', { enabled: 'enabled.counter', type: 'type' }],
   alternative: [

@@ -4,6 +4,15 @@ import type { Gva, Paging, PhysicalMemory } from '../machine/index.ts';
 import { type BpfProgram, bpfPrograms } from './bpf.ts';
 import { Btf } from './btf.ts';
 import { defaultCacheDirectory, type Source, storeCached } from './cache.ts';
+import {
+  type Baseline,
+  type CheckOptions,
+  check,
+  type Finding,
+  type Hook,
+  hooks,
+  takeBaseline,
+} from './check/index.ts';
 import { type EnvironmentVariable, environment } from './environment.ts';
 import { type OpenFile, openFiles } from './files.ts';
 import { type FoundKernel, findKernel } from './find.ts';
@@ -37,6 +46,9 @@ export interface FindOptions {
    */
   readonly cache?: string | false;
 }
+
+/** A check reads all of memory. */
+const CHECK_TIMEOUT_MS = 60_000;
 
 /** A Linux guest, seen from outside: everything is read from its memory, and nothing is written. */
 export class Linux {
@@ -136,6 +148,24 @@ export class Linux {
     });
   }
 
+  /**
+   * Looks for signs of manipulation: changed code, system calls and interrupts that lead elsewhere, processes and modules
+   * that are hidden, rights that grew. No row means that nothing was found, not that nothing is there.
+   */
+  check(checkOptions: CheckOptions = {}, options?: QueryOptions): Awaitable<Rows<Finding>> {
+    return this.query((session) => check(session, checkOptions), { timeoutMs: CHECK_TIMEOUT_MS, ...options });
+  }
+
+  /** What {@link check} compares with later: take it when the guest is thought to be well. */
+  baseline(): Awaitable<Baseline> {
+    return run(takeBaseline(new Session(this.kernel)));
+  }
+
+  /** What ftrace, kprobes and eBPF have hooked. None of it is a finding by itself. */
+  hooks(options?: QueryOptions): Awaitable<Rows<Hook>> {
+    return this.query(hooks, options);
+  }
+
   /** Runs a walk as one question: with its own copy of what it reads, and its own limits. */
   query<T>(walk: (session: Session) => Walk<T[]>, options?: QueryOptions): Awaitable<Rows<T>> {
     const session = new Session(this.kernel, options);
@@ -177,12 +207,7 @@ function* withTypes(
   });
 }
 
-function* keep(
-  memory: PhysicalMemory,
-  found: FoundKernel,
-  layouts: Layouts,
-  directory: string,
-): Walk<void> {
+function* keep(memory: PhysicalMemory, found: FoundKernel, layouts: Layouts, directory: string): Walk<void> {
   const { cacheKey, kernelOffset, paging, symbols, banner } = found;
   if (cacheKey === undefined || kernelOffset === undefined) return;
   const place = { memory, paging, kernelOffset };

@@ -102,20 +102,48 @@ export class SymbolTable {
 
   /** The symbol that `address` belongs to: the closest one at or before it. */
   lookup(address: Gva): SymbolAt | undefined {
-    const { addresses } = this.arrays;
-    const order = this.#sorted();
+    const behind = this.#countUpTo(address);
+    if (behind === 0) return undefined;
+    let first = behind - 1;
+    const start = this.#addressOf(first);
+    while (first > 0 && this.#addressOf(first - 1) === start) first--;
+    return { ...this.at(this.#indexOf(first)), offset: Number(address - start) };
+  }
+
+  /** The names of all symbols at exactly this address: identical functions are folded into one. */
+  namesAt(address: Gva): string[] {
+    const names: string[] = [];
+    for (let i = this.#countUpTo(address) - 1; i >= 0 && this.#addressOf(i) === address; i--)
+      names.push(this.name(this.#indexOf(i)));
+    return names;
+  }
+
+  /** Where the next symbol starts. */
+  nextAfter(address: Gva): Gva | undefined {
+    const behind = this.#countUpTo(address);
+    return behind < this.size ? this.#addressOf(behind) : undefined;
+  }
+
+  /** How many symbols are at or before `address`. */
+  #countUpTo(address: Gva): number {
     let low = 0;
-    let high = addresses.length;
+    let high = this.size;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (addresses[order ? order[middle]! : middle]! <= address) low = middle + 1;
+      if (this.#addressOf(middle) <= address) low = middle + 1;
       else high = middle;
     }
-    if (low === 0) return undefined;
-    let first = low - 1;
-    const start = addresses[order ? order[first]! : first]!;
-    while (first > 0 && addresses[order ? order[first - 1]! : first - 1] === start) first--;
-    return { ...this.at(order ? order[first]! : first), offset: Number(address - start) };
+    return low;
+  }
+
+  /** The index of the symbol that is `rank`th by address. */
+  #indexOf(rank: number): number {
+    const order = this.#sorted();
+    return order === undefined ? rank : order[rank]!;
+  }
+
+  #addressOf(rank: number): Gva {
+    return this.arrays.addresses[this.#indexOf(rank)]!;
   }
 
   *[globalThis.Symbol.iterator](): IterableIterator<Symbol> {
