@@ -65,5 +65,6 @@ test('a place is an address, or a symbol with an offset', () => {
   assert.deepEqual(place('4096'), { symbol: undefined, offset: 4096n });
   assert.deepEqual(place('do_sys_openat2'), { symbol: 'do_sys_openat2', offset: 0n });
   assert.deepEqual(place('x.cold+0x10'), { symbol: 'x.cold', offset: 16n });
-  for (const text of ['', '12zz', 'a b', 'a+', 'a+b', '+5', 'a-1']) assert.throws(() => place(text), USAGE, text);
+  for (const text of ['', '12zz', 'a b', 'a+', 'a+b', '+5', 'a-1'])
+    assert.throws(() => place(text), USAGE, text);
 });

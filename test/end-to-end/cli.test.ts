@@ -193,6 +193,21 @@ describe('commands', { concurrency: 2 }, () => {
     );
   });
 
+  test('a memory dump is a VM that has stopped', async () => {
+    const dump = join(directory, 'memory.raw');
+    const content = Buffer.alloc(64 << 10, 0x5a);
+    writeFileSync(dump, content);
+    const info = await kvmi(['info', `file:${dump}`, '-o', 'json']);
+    assert.equal(document(info.stdout).rows.find((row) => row.section === 'memory')?.value, content.length);
+    const read = await kvmi(['read', `file:${dump}`, '0x8000', '16', '-p', '--hex']);
+    assert.equal(read.stdout, `${'5a'.repeat(16)}\n`);
+    const regs = await kvmi(['regs', `file:${dump}`]);
+    assert.notEqual(regs.code, EXIT.ok.code, 'a raw dump has no registers');
+    const breakpoint = await kvmi(['break', `file:${dump}`, '0x1000']);
+    assert.equal(breakpoint.code, EXIT.unsupported.code, breakpoint.stderr);
+    assert.equal((await kvmi(['info', 'file:/nonexistent'])).code, EXIT.noSuchVm.code);
+  });
+
   test('write: needs to be allowed, and tells what was there', async () => {
     const refused = await kvmi(['write', 'embedded:', KERNEL, '90']);
     assert.equal(refused.code, EXIT.permission.code);
