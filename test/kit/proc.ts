@@ -88,7 +88,8 @@ function bytesOf6(address: string): number[] {
     [(a << 8) | b, (c << 8) | d].map((group) => group.toString(16)).join(':'),
   );
   const [head = '', tail] = dotted.split('::');
-  const groups = (text: string) => (text === '' ? [] : text.split(':').map((part) => Number.parseInt(part, 16)));
+  const groups = (text: string) =>
+    text === '' ? [] : text.split(':').map((part) => Number.parseInt(part, 16));
   const before = groups(head);
   const after = tail === undefined ? [] : groups(tail);
   const all = [...before, ...new Array(8 - before.length - after.length).fill(0), ...after];

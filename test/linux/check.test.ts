@@ -22,7 +22,10 @@ for (const series of ['6.1', '6.12'] as const) {
     after(() => shutDown(busy));
 
     async function write(address: bigint, bytes: Uint8Array): Promise<void> {
-      assert.ok(await writeVirtual(busy.memory, linux.kernel.paging, address, bytes), 'the guest can be written');
+      assert.ok(
+        await writeVirtual(busy.memory, linux.kernel.paging, address, bytes),
+        'the guest can be written',
+      );
     }
 
     async function read(address: bigint, size: number): Promise<Uint8Array> {
@@ -33,7 +36,11 @@ for (const series of ['6.1', '6.12'] as const) {
     }
 
     /** Changes kernel memory with the guest stopped, checks, and takes the change back. */
-    async function whileChanged(address: bigint, bytes: Uint8Array, look: () => Promise<void>): Promise<void> {
+    async function whileChanged(
+      address: bigint,
+      bytes: Uint8Array,
+      look: () => Promise<void>,
+    ): Promise<void> {
       await busy.guest.monitor.execute('stop');
       const before = await read(address, bytes.length);
       try {
@@ -72,7 +79,10 @@ for (const series of ['6.1', '6.12'] as const) {
       const address = (await read(start, 1))[0] === 0xf3 ? start + 4n : start;
       await whileChanged(address, Uint8Array.of(0xe8, 0, 0, 0, 0x10), async () => {
         const { rows } = await linux.check();
-        assert.deepEqual(rows.map(({ check, subject }) => [check, subject]), [['text', address === start ? 'vfs_read' : 'vfs_read+0x4']]);
+        assert.deepEqual(
+          rows.map(({ check, subject }) => [check, subject]),
+          [['text', address === start ? 'vfs_read' : 'vfs_read+0x4']],
+        );
       });
     });
 
@@ -96,7 +106,10 @@ for (const series of ['6.1', '6.12'] as const) {
       gate[7] = 0x80;
       await whileChanged(address, gate, async () => {
         const { rows } = await linux.check();
-        assert.deepEqual(rows.map(({ check, subject }) => [check, subject]), [['interrupt', 'vector 128']]);
+        assert.deepEqual(
+          rows.map(({ check, subject }) => [check, subject]),
+          [['interrupt', 'vector 128']],
+        );
       });
     });
 
@@ -111,10 +124,15 @@ for (const series of ['6.1', '6.12'] as const) {
       try {
         await write(prev, pointer(next));
         await write(next + 8n, pointer(prev));
-        assert.equal((await linux.processes()).rows.find(({ pid }) => pid === row.pid), undefined);
+        assert.equal(
+          (await linux.processes()).rows.find(({ pid }) => pid === row.pid),
+          undefined,
+        );
         const findings = (await linux.check()).rows.filter(({ check }) => check === 'hidden-process');
         assert.ok(
-          findings.some(({ subject, address }) => subject === `${row.pid} program` && address === row.address),
+          findings.some(
+            ({ subject, address }) => subject === `${row.pid} program` && address === row.address,
+          ),
           JSON.stringify(findings),
         );
       } finally {
@@ -129,7 +147,8 @@ for (const series of ['6.1', '6.12'] as const) {
       const { layouts } = linux.kernel;
       const task = BigInt(row.address);
       const link = task + BigInt(layouts.field('task', 'tasks').offset);
-      const { address: pidAddress } = (await linux.print(`(task_struct)${row.address}.thread_pid->tasks`)).rows[0]!;
+      const { address: pidAddress } = (await linux.print(`(task_struct)${row.address}.thread_pid->tasks`))
+        .rows[0]!;
       await busy.guest.monitor.execute('stop');
       const view = new DataView((await read(link, 16)).buffer);
       const [next, prev] = [view.getBigUint64(0, true), view.getBigUint64(8, true)];
@@ -159,7 +178,10 @@ for (const series of ['6.1', '6.12'] as const) {
       try {
         await write(head, second);
         const findings = (await linux.check()).rows;
-        assert.deepEqual(findings.map(({ check, subject }) => [check, subject]), [['hidden-module', 'garp']]);
+        assert.deepEqual(
+          findings.map(({ check, subject }) => [check, subject]),
+          [['hidden-module', 'garp']],
+        );
       } finally {
         await write(head, saved);
         await busy.guest.monitor.execute('cont');
@@ -174,7 +196,10 @@ for (const series of ['6.1', '6.12'] as const) {
       const cred = (await linux.print(`(task_struct)${row.address}.cred->euid`)).rows[0]!;
       await whileChanged(BigInt(cred.address), Uint8Array.of(0, 0, 0, 0), async () => {
         const { rows } = await linux.check({ baseline: before });
-        assert.deepEqual(rows.map(({ check, subject }) => [check, subject]), [['credentials', `${row.pid} sleep`]]);
+        assert.deepEqual(
+          rows.map(({ check, subject }) => [check, subject]),
+          [['credentials', `${row.pid} sleep`]],
+        );
       });
       assert.deepEqual((await linux.check({ baseline: before })).rows, []);
     });

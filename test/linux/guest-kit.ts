@@ -22,7 +22,8 @@ function programFile(): string | undefined {
   const source = join(import.meta.dirname, '..', '..', '..', 'test', 'linux', 'program.c');
   try {
     mkdirSync(CACHE, { recursive: true });
-    program ??= (execFileSync('cc', ['-static', '-O1', '-pthread', '-o', file, source], { stdio: 'ignore' }), file);
+    program ??=
+      (execFileSync('cc', ['-static', '-O1', '-pthread', '-o', file, source], { stdio: 'ignore' }), file);
   } catch {
     return undefined;
   }
@@ -58,8 +59,12 @@ export async function bootBusyGuest(series: KernelSeries): Promise<BusyGuest> {
     await guest.run('ip link set lo up');
     for (const name of MODULES) await guest.run(`insmod /modules/${name}.ko`);
     await guest.run('mkdir -p /mnt && mount -t tmpfs -o ro "a name" /mnt');
-    await guest.run('ANSWER=42 EMPTY= /program one "two words" "" </dev/null >/tmp/ready 2>&1 & sleep 1; cat /tmp/ready');
-    await guest.run('for i in 1 2 3 4 5 6 7 8 9; do grep -q ready /tmp/ready && exit 0; sleep 1; done; exit 1');
+    await guest.run(
+      'ANSWER=42 EMPTY= /program one "two words" "" </dev/null >/tmp/ready 2>&1 & sleep 1; cat /tmp/ready',
+    );
+    await guest.run(
+      'for i in 1 2 3 4 5 6 7 8 9; do grep -q ready /tmp/ready && exit 0; sleep 1; done; exit 1',
+    );
     return { guest, memory: new GuestMemory(guest.pid) };
   } catch (error) {
     await guest.kill();
@@ -71,4 +76,3 @@ export async function shutDown(busy: BusyGuest | undefined): Promise<void> {
   busy?.memory.close();
   await busy?.guest.kill();
 }
-

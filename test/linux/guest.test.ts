@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { after, before, describe, test } from 'node:test';
-import { hex, Linux, type Process, run, type Socket } from '../../src/linux/index.ts';
 import type { Btf } from '../../src/linux/btf.ts';
+import { hex, Linux, type Process, run, type Socket } from '../../src/linux/index.ts';
 import { later } from '../kit/memory.ts';
 import {
   type ProcStat,
@@ -39,7 +39,8 @@ for (const series of ['6.1', '6.12'] as const) {
     test('its symbols are those of its own /proc/kallsyms', async () => {
       const own = await busy.guest.run("grep -v '\\[' /proc/kallsyms | md5sum | cut -d' ' -f1");
       const hash = createHash('md5');
-      for (const { name, address, type } of linux.symbols) hash.update(`${hex(address).slice(2)} ${type} ${name}\n`);
+      for (const { name, address, type } of linux.symbols)
+        hash.update(`${hex(address).slice(2)} ${type} ${name}\n`);
       assert.equal(hash.digest('hex'), own.trim());
     });
 
@@ -69,7 +70,10 @@ for (const series of ['6.1', '6.12'] as const) {
       const first = parseStats(await busy.guest.run(STATS));
       const { rows, partial, reasons } = await linux.processes();
       const second = parseStats(await busy.guest.run(STATS));
-      assert.deepEqual({ partial, reasons: reasons.filter((reason) => !/arguments/.test(reason)) }, { partial, reasons: [] });
+      assert.deepEqual(
+        { partial, reasons: reasons.filter((reason) => !/arguments/.test(reason)) },
+        { partial, reasons: [] },
+      );
       compareProcesses(rows, stable(first, second));
     });
 
@@ -85,10 +89,7 @@ for (const series of ['6.1', '6.12'] as const) {
       assert.equal(environment.find(({ name }) => name === 'EMPTY')?.value, '');
       const threads = (await linux.threads(pid)).rows;
       const own = (await busy.guest.run(`ls /proc/${pid}/task`)).trim().split(/\s+/).map(Number);
-      assert.deepEqual(
-        threads.map(({ tid }) => tid).sort(),
-        own.sort(),
-      );
+      assert.deepEqual(threads.map(({ tid }) => tid).sort(), own.sort());
       assert.deepEqual(threads.map(({ comm }) => comm).sort(), ['first thread', 'program', 'second thread']);
     });
 
@@ -99,8 +100,14 @@ for (const series of ['6.1', '6.12'] as const) {
       assert.equal(Number(row.startNs / 10_000_000n), stat.startTicks);
       const before = Number((await busy.guest.run('cut -d" " -f1 /proc/uptime')).trim());
       const { uptimeSeconds, release, time } = (await linux.system()).rows[0]!;
-      const [now, epoch] = (await busy.guest.run('cut -d" " -f1 /proc/uptime; date +%s')).trim().split('\n').map(Number);
-      assert.ok(uptimeSeconds >= before - 0.1 && uptimeSeconds <= now!, `${before} <= ${uptimeSeconds} <= ${now}`);
+      const [now, epoch] = (await busy.guest.run('cut -d" " -f1 /proc/uptime; date +%s'))
+        .trim()
+        .split('\n')
+        .map(Number);
+      assert.ok(
+        uptimeSeconds >= before - 0.1 && uptimeSeconds <= now!,
+        `${before} <= ${uptimeSeconds} <= ${now}`,
+      );
       assert.ok(Math.abs(Date.parse(time) / 1000 - epoch!) < now! - before + 3, `${time} and ${epoch}`);
       assert.equal(release, (await busy.guest.run('uname -r')).trim());
     });
@@ -120,7 +127,13 @@ for (const series of ['6.1', '6.12'] as const) {
       const pid = await programPid();
       const rows = (await linux.files(pid)).rows.map(({ fd, path }) => `${fd} ${path}`);
       const own = await busy.guest.run(`cd /proc/${pid}/fd; for f in *; do echo "$f $(readlink $f)"; done`);
-      assert.deepEqual(rows, own.trim().split('\n').sort((a, b) => Number.parseInt(a) - Number.parseInt(b)));
+      assert.deepEqual(
+        rows,
+        own
+          .trim()
+          .split('\n')
+          .sort((a, b) => Number.parseInt(a) - Number.parseInt(b)),
+      );
       const deleted = (await linux.files(pid)).rows.find(({ path }) => path.startsWith('/tmp/deleted'));
       assert.deepEqual([deleted?.access, deleted?.position, deleted?.type], ['rw', 12, 'file']);
     });
@@ -133,7 +146,9 @@ for (const series of ['6.1', '6.12'] as const) {
         assert.deepEqual(ours.sort(), own.map((socket) => JSON.stringify(socket)).sort(), protocol);
       }
       const own = parseUnixSockets(await busy.guest.run('cat /proc/net/unix'));
-      const unix = rows.filter(({ protocol }) => protocol === 'unix').map(({ inode, path }) => `${inode} ${path}`);
+      const unix = rows
+        .filter(({ protocol }) => protocol === 'unix')
+        .map(({ inode, path }) => `${inode} ${path}`);
       assert.deepEqual(unix.sort(), own.sort());
     });
 
@@ -141,7 +156,10 @@ for (const series of ['6.1', '6.12'] as const) {
       const pid = await programPid();
       const { rows } = await linux.sockets();
       const listener = rows.find(({ localPort, state }) => localPort === 7001 && state === 'LISTEN');
-      assert.deepEqual([listener?.pid, listener?.comm, listener?.localAddress], [pid, 'program', '127.0.0.1']);
+      assert.deepEqual(
+        [listener?.pid, listener?.comm, listener?.localAddress],
+        [pid, 'program', '127.0.0.1'],
+      );
       assert.equal(rows.find(({ localPort }) => localPort === 7002)?.localAddress, '::1');
       assert.equal(rows.find(({ path }) => path === '@abstract')?.pid, pid);
     });
@@ -152,7 +170,10 @@ for (const series of ['6.1', '6.12'] as const) {
         ({ name, size, references, users, state, base }) =>
           `${name} ${size} ${references} ${users.map((user) => `${user},`).join('') || '-'} ${state.replace(/^l/, 'L')} ${base}`,
       );
-      assert.deepEqual(rows, own.map((line) => line.replace(/ \(.*\)$/, '')));
+      assert.deepEqual(
+        rows,
+        own.map((line) => line.replace(/ \(.*\)$/, '')),
+      );
       assert.equal(rows.length, MODULES.length);
     });
 
@@ -162,7 +183,15 @@ for (const series of ['6.1', '6.12'] as const) {
         const [left, right] = line.split(' - ') as [string, string];
         const [id, parent, device, , path, options] = left.split(' ');
         const [type, source] = right.split(' ');
-        return [id, parent, device, path, type, source!.replaceAll('\\040', ' '), options!.startsWith('ro')].join(' ');
+        return [
+          id,
+          parent,
+          device,
+          path,
+          type,
+          source!.replaceAll('\\040', ' '),
+          options!.startsWith('ro'),
+        ].join(' ');
       });
       const rows = (await linux.mounts()).rows.map((row) =>
         [row.id, row.parentId, row.device, row.path, row.fileSystem, row.source, row.readonly].join(' '),
@@ -175,7 +204,10 @@ for (const series of ['6.1', '6.12'] as const) {
       const own = (await busy.guest.run('dmesg -r')).trim().split('\n');
       const rows = (await linux.log()).rows;
       const texts = rows.flatMap(({ text }) => text.split('\n'));
-      assert.deepEqual(texts.slice(-50), own.slice(-50).map((line) => line.replace(/^<\d+>\[ *[\d.]+\] /, '')));
+      assert.deepEqual(
+        texts.slice(-50),
+        own.slice(-50).map((line) => line.replace(/^<\d+>\[ *[\d.]+\] /, '')),
+      );
       assert.equal(rows.at(-1)?.level, 4);
     });
 
@@ -189,7 +221,10 @@ for (const series of ['6.1', '6.12'] as const) {
       const { address } = (await linux.processes()).rows.find((row) => row.pid === pid)!;
       assert.equal(await value(`(task_struct)${address}.real_parent->pid`), 1);
       const offset = (await linux.type('task_struct')).rows.find(({ name }) => name === 'comm')?.offset;
-      assert.equal(BigInt(address) + BigInt(offset!), BigInt((await linux.print(`(task_struct)${address}.comm`)).rows[0]!.address));
+      assert.equal(
+        BigInt(address) + BigInt(offset!),
+        BigInt((await linux.print(`(task_struct)${address}.comm`)).rows[0]!.address),
+      );
     });
 
     test('memory that answers later gives the same rows', async () => {
@@ -217,7 +252,10 @@ for (const series of ['6.1', '6.12'] as const) {
       for (const [index, rows] of lists.entries()) {
         const pids = new Set(rows.map(({ pid }) => pid));
         const missing = lasting.filter(({ pid }) => !pids.has(pid));
-        assert.ok(missing.length === 0 || index === undefined, `list ${index} lacks ${JSON.stringify(missing)}`);
+        assert.ok(
+          missing.length === 0 || index === undefined,
+          `list ${index} lacks ${JSON.stringify(missing)}`,
+        );
       }
     });
   });
