@@ -29,11 +29,21 @@ export const ERROR_CODES = {
     meaning: 'A program called a function with a value that it does not take.',
     next: 'Correct the call; the message names the value and what is taken.',
   },
+  E_ATTACHED: {
+    exit: 'error',
+    meaning: 'This program has attached to the machine already.',
+    next: 'Detach first: a machine has one handler.',
+  },
   E_BREAKPOINT_LOST: {
     exit: 'error',
     meaning:
       'An instruction could not be carried out after a hit; its breakpoint was taken out. The guest goes on unharmed.',
     next: 'Set it again, or on the first instruction of the function.',
+  },
+  E_BTF: {
+    exit: 'error',
+    meaning: "The kernel's type information (BTF) does not make sense.",
+    next: 'Try again when the guest has booted; give the types of its kernel from a vmlinux or ISF file.',
   },
   E_BUSY: {
     exit: 'error',
@@ -57,13 +67,28 @@ export const ERROR_CODES = {
   },
   E_COOKIE: {
     exit: 'peer',
-    meaning: 'A tool was to listen on a TCP port without a cookie: anybody could connect.',
-    next: 'Give both ends the same secret, or use `unix:PATH`.',
+    meaning: 'A TCP address was given without a cookie: anybody could be at the other end.',
+    next: 'Give both ends the same secret (`--cookie-file`), or use `unix:PATH`.',
   },
   E_DETACH: {
     exit: 'error',
     meaning: 'Something that the tool had turned on could not be turned off by it.',
     next: 'Nothing: unhooking removes what is left. The message names it.',
+  },
+  E_EXPRESSION: {
+    exit: 'usage',
+    meaning: 'An expression such as `init_task.comm` cannot be evaluated.',
+    next: 'The message says at which part; names are those of the kernel source.',
+  },
+  E_FIELD: {
+    exit: 'unsupported',
+    meaning: 'This kernel has not a type or a field that the answer needs.',
+    next: 'Its version or configuration is not supported for this question; the message names the field.',
+  },
+  E_GDB_ADD: {
+    exit: 'error',
+    meaning: 'QEMU could not add a gdbstub at run time.',
+    next: 'The message has the reason that QEMU gives.',
   },
   E_GDB_BUSY: {
     exit: 'error',
@@ -92,6 +117,11 @@ export const ERROR_CODES = {
     meaning: 'The machine was shut down.',
     next: CHECK_VM,
   },
+  E_GUEST_MEMORY: {
+    exit: 'error',
+    meaning: 'Something in guest memory that is needed is not mapped or cannot be written.',
+    next: 'The message says what; try again when the guest has booted.',
+  },
   E_HANDLER: {
     exit: 'error',
     meaning: "A tool's event handler threw; the guest went on as if the event had not been intercepted.",
@@ -116,6 +146,11 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'Somebody listens at that socket path, or something that is no socket is there.',
     next: 'Choose another path, or remove the file.',
+  },
+  E_KALLSYMS: {
+    exit: 'unknownOs',
+    meaning: "The kernel's symbol table does not make sense.",
+    next: 'Try again when the guest has booted.',
   },
   E_LIMIT: {
     exit: 'error',
@@ -157,6 +192,16 @@ export const ERROR_CODES = {
     meaning: 'The guest has not started this vCPU yet: it has no state to look at.',
     next: 'Choose another vCPU, or wait until the guest has booted.',
   },
+  E_NO_LINUX: {
+    exit: 'unknownOs',
+    meaning: 'No Linux kernel was found in guest memory.',
+    next: 'Try again when the guest has booted. Guests without Linux have no symbols, processes and files here.',
+  },
+  E_NO_TYPES: {
+    exit: 'unknownOs',
+    meaning: 'The kernel has no type information (BTF).',
+    next: 'Use a kernel with CONFIG_DEBUG_INFO_BTF, or give its types from a vmlinux or ISF file.',
+  },
   E_NO_VM: {
     exit: 'noSuchVm',
     meaning: 'There is no such VM.',
@@ -177,6 +222,11 @@ export const ERROR_CODES = {
     meaning: 'The peer sent something that KVMI does not allow.',
     next: 'Check that both ends speak the same dialect.',
   },
+  E_QEMU_FACTS: {
+    exit: 'error',
+    meaning: 'QEMU did not say something about its VM in a form that is understood.',
+    next: RUN_AGAIN,
+  },
   E_QEMU_MEMORY_MAP: {
     exit: 'error',
     meaning: 'The memory map that QEMU prints was not understood.',
@@ -186,6 +236,16 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'The state that QEMU saves was not understood.',
     next: RUN_AGAIN,
+  },
+  E_QEMU_STUCK: {
+    exit: 'timeout',
+    meaning: 'QEMU did not stop its vCPUs in time.',
+    next: 'See whether the VM is under heavy load or its host is; try again.',
+  },
+  E_QEMU_TARGET: {
+    exit: 'unsupported',
+    meaning: 'The VM is no x86-64 machine.',
+    next: 'Only x86-64 guests can be introspected.',
   },
   E_QMP_BUSY: {
     exit: 'error',
@@ -223,10 +283,20 @@ export const ERROR_CODES = {
     meaning: 'A vCPU did not get past an instruction by single-stepping.',
     next: 'Set the breakpoint on another instruction nearby.',
   },
+  E_SYMBOL: {
+    exit: 'error',
+    meaning: 'The kernel has no symbol of that name.',
+    next: 'Symbols of data need CONFIG_KALLSYMS_ALL; some exist only in some versions or configurations.',
+  },
   E_TIMEOUT: {
     exit: 'timeout',
     meaning: 'Something did not happen in time.',
     next: 'Resume the VM when it is stopped; give more time with `--timeout`.',
+  },
+  E_TYPE: {
+    exit: 'error',
+    meaning: 'The kernel has no type of that name.',
+    next: 'Names are those of the kernel source, without `struct`: `task_struct`.',
   },
   E_UNSUPPORTED: {
     exit: 'unsupported',
@@ -237,6 +307,11 @@ export const ERROR_CODES = {
     exit: 'usage',
     meaning: 'The command line is wrong.',
     next: '`kvmi COMMAND --help`.',
+  },
+  E_VCPU_RUNNING: {
+    exit: 'error',
+    meaning: 'A program asked a vCPU for its state while it was in the guest.',
+    next: 'Ask inside a stop or a request.',
   },
 } as const satisfies Readonly<Record<string, ErrorCode>>;
 

@@ -3,6 +3,7 @@ import type { Machine } from '../machine/index.ts';
 import type { Guest } from '../tool/index.ts';
 import type { Context } from './context.ts';
 import type { Row } from './output/columns.ts';
+import { StopMeter } from './stop-meter.ts';
 import { openVm } from './targets.ts';
 
 /** Opens a VM for as long as rows are made of it. It is closed on every way out. */
@@ -26,9 +27,10 @@ export async function* withMachine(
 export function withGuest(
   context: Context,
   vm: string | undefined,
-  rows: (guest: Guest, machine: Machine) => AsyncIterable<Row>,
+  rows: (guest: Guest, machine: StopMeter) => AsyncIterable<Row>,
 ): AsyncGenerator<Row> {
-  return withMachine(context, vm, async function* (machine) {
+  return withMachine(context, vm, async function* (opened) {
+    const machine = new StopMeter(opened);
     const guest = await introspect(machine, {
       log: { ...context.log, info: (message) => context.log.debug(message) },
       onError: (error) => context.log.warn(error.message),

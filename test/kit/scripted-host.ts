@@ -102,6 +102,11 @@ export class ScriptedHost {
     return this;
   }
 
+  /** Bytes that somebody else took from the channel. */
+  feed(bytes: Uint8Array): void {
+    this.#decoder.push(bytes);
+  }
+
   on<N extends CommandName>(name: N, script: Script<N>): this {
     this.#scripts.set(name, script as unknown as Script<CommandName>);
     return this;

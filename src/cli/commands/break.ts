@@ -6,6 +6,7 @@ import { Mailbox } from '../mailbox.ts';
 import { type Column, now, type Row } from '../output/columns.ts';
 import { GENERAL_NAMES } from '../registers.ts';
 import { withGuest } from '../session.ts';
+import type { StopMeter } from '../stop-meter.ts';
 import { VM } from '../targets.ts';
 import { address, integer } from '../values.ts';
 import { vcpuOf } from './regs.ts';
@@ -33,7 +34,7 @@ function hitRow(event: GuestEvent<'BREAKPOINT'>): Row {
   return row;
 }
 
-/** What was hit, and at what rate. */
+/** What was hit, at what rate, and what that cost the guest. */
 class Summary {
   #hits = 0;
   readonly #from = performance.now();
@@ -47,11 +48,13 @@ class Summary {
     return this.#hits;
   }
 
-  print({ log }: Context): void {
+  print({ log }: Context, machine: StopMeter): void {
     const seconds = (performance.now() - this.#from) / 1000;
     const rate = (this.#hits / seconds).toFixed(1);
     const what = this.#hits === 1 ? '1 hit' : `${this.#hits} hits`;
-    log.note(`${what} in ${seconds.toFixed(1)} s (${rate}/s); the breakpoint is removed`);
+    const held = machine.heldBy('breakpoint', 'singlestep') / Math.max(1, this.#hits);
+    const cost = this.#hits === 0 ? '' : `, each held the vCPU ${held.toFixed(2)} ms on average`;
+    log.note(`${what} in ${seconds.toFixed(1)} s (${rate}/s)${cost}; the breakpoint is removed`);
   }
 }
 
@@ -113,7 +116,7 @@ export const breakCommand = command({
         hits.end();
         context.signal.removeEventListener('abort', end);
         await breakpoint.remove();
-        summary.print(context);
+        summary.print(context, machine);
       }
     });
   },

@@ -88,10 +88,10 @@ async function* served(context: Context, machine: Machine, hooking: Hooking): As
   if (end === 'stalled') context.exitWith(EXIT.timeout.code);
 }
 
-/** The tool is not there, or not the right one: that may change. */
+/** The tool is not there, or not the right one: that may change. That the VM cannot be hooked does not. */
 function isPeerError(error: unknown): boolean {
-  const exit = exitOf(error);
-  return exit === 'peer' || (error instanceof KvmiError && error.code === 'E_TIMEOUT');
+  if (!(error instanceof KvmiError) || error.code === 'E_HOOK') return false;
+  return error.code === 'E_TIMEOUT' || exitOf(error) === 'peer';
 }
 
 export const hook = command({
@@ -159,7 +159,11 @@ export const hook = command({
     if (tool === undefined) {
       throw new UsageError('--tool is required', 'Say where the tool listens: --tool unix:/run/tool.sock');
     }
-    parseAddress(tool);
+    if (parseAddress(tool).kind === 'tcp' && cookieFile === undefined) {
+      throw new KvmiError('E_COOKIE', `${tool} without a cookie: anybody could answer there`, {
+        hint: 'Give both ends the same secret: --cookie-file FILE.',
+      });
+    }
     const commands = commandNames(allowCommands, dialect);
     const events = eventNames(allowEvents, dialect);
     const hooking: Hooking = {

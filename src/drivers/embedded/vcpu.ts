@@ -184,12 +184,13 @@ export class EmbeddedVcpu implements Vcpu {
     const c = this.cpu;
     let executed = 0;
     while (executed < budget && this.runnable) {
-      const exit = run(c, budget - executed);
-      executed += budget - executed - c.left;
+      const share = budget - executed;
+      const exit = run(c, share);
       if (exit === EXIT.stop) this.#stopped();
       else if (exit === EXIT.request) this.serveRequest();
       else if (exit === EXIT.shutdown) this.crash('triple fault');
-      else if (exit === EXIT.halt) break;
+      executed += share - c.left;
+      if (exit === EXIT.halt) break;
     }
     this.instructions += executed;
     return executed;
@@ -224,10 +225,12 @@ export class EmbeddedVcpu implements Vcpu {
   }
 
   #stopped(): void {
-    const { handler } = this.#owner;
-    if (!handler) applyAnswer(this.cpu, CONTINUE);
-    else this.#ask(() => handler.stop(this, this.cpu.stop), this.#answered, this.#unanswered);
+    if (!this.#owner.handler) this.#unanswered();
+    else this.#ask(this.#askStop, this.#answered, this.#unanswered);
   }
+
+  /* Kept, so that a stop allocates nothing. */
+  readonly #askStop = () => this.#owner.handler!.stop(this, this.cpu.stop);
 
   readonly #answered = (answer: Answer): void => {
     if (answer.action === 'crash') this.crash('answer');

@@ -49,9 +49,19 @@ export class BreakpointTrap implements TrapPoint {
   /** What each armed vCPU's handler was resolved from, and to. */
   readonly #resolved = new Map<number, { readonly key: string; readonly handler: bigint | undefined }>();
 
-  constructor(control: RunControl, memory: PhysicalMemory) {
+  readonly #onHandler: (gva: bigint) => void;
+
+  /** `onHandler` is told of each handler before a trap point is set on it. */
+  constructor(control: RunControl, memory: PhysicalMemory, onHandler: (gva: bigint) => void) {
     this.#control = control;
     this.#memory = memory;
+    this.#onHandler = onHandler;
+  }
+
+  /** The handlers that have a trap point. */
+  get handlers(): ReadonlySet<bigint> {
+    const handlers = [...this.#resolved.values()].map(({ handler }) => handler);
+    return new Set(handlers.filter((handler) => handler !== undefined));
   }
 
   async arm(vcpu: number, gdb: GdbClient): Promise<void> {
@@ -82,7 +92,9 @@ export class BreakpointTrap implements TrapPoint {
     const handler = await this.#findHandler(block);
     this.#resolved.set(vcpu, { key, handler });
     await this.#release(before?.handler, gdb);
-    if (handler !== undefined) await this.#control.addPoint(gdb, handler, this);
+    if (handler === undefined) return;
+    this.#onHandler(handler);
+    await this.#control.addPoint(gdb, handler, this);
   }
 
   async examine(vcpu: StoppedVcpu): Promise<Encounter | undefined> {

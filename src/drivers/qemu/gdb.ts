@@ -14,6 +14,8 @@ import { type GdbRegister, includedDocuments, parseRegisters } from './gdb-targe
 /** A gdbstub that serves another client accepts a connection but never answers. */
 const FIRST_ANSWER_TIMEOUT_MS = 1500;
 const COMMAND_TIMEOUT_MS = 10_000;
+/** QEMU stops its vCPUs within milliseconds, but first flushes its disks. */
+const STOP_TIMEOUT_MS = 30_000;
 /** What one `m` or `M` can carry: two characters a byte, in QEMU's buffer of 4096. */
 const MEMORY_CHUNK = 2000;
 /** What one qXfer can carry. */
@@ -54,6 +56,7 @@ export class GdbClient {
   #ended: Error | undefined;
   #onStop: (stop: StopReply) => void = () => {};
   #onClosed: (error: Error) => void = () => {};
+  #stopWaiters: { resolve(stop: StopReply): void; reject(error: Error): void }[] = [];
 
   /**
    * Connects, which stops the VM, and removes every breakpoint that an earlier client left. E_GDB_CONNECT when
@@ -110,6 +113,38 @@ export class GdbClient {
     if (this.#ended || this.#running) return;
     this.#running = true;
     this.#send(encodePacket(command));
+  }
+
+  /** Resolves with the next stop. E_GDB_TIMEOUT when there is none in time. */
+  nextStop(timeoutMs = STOP_TIMEOUT_MS): Promise<StopReply> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(timeoutError('a stop', this.#where)), timeoutMs);
+      this.#stopWaiters.push({
+        resolve: (stop) => {
+          clearTimeout(timer);
+          resolve(stop);
+        },
+        reject: (error) => {
+          clearTimeout(timer);
+          reject(error);
+        },
+      });
+      if (this.#ended) this.#rejectStopWaiters(this.#ended);
+    });
+  }
+
+  /**
+   * Makes QEMU forget that it was to step a vCPU: a step that it has not reported would stop the VM even after
+   * detaching. QEMU forgets it at a stop that it attributes to that vCPU, which is the one that Hc names.
+   */
+  async forgetStep(vcpu: number): Promise<void> {
+    for (let stop: StopReply | undefined; stop?.vcpu !== vcpu; ) {
+      await this.command(`Hc${threadId(vcpu)}`);
+      const stopped = this.nextStop();
+      this.resume(`vCont;c:${threadId(vcpu)}`);
+      this.interrupt();
+      stop = await stopped;
+    }
   }
 
   /** Asks for a stop; the stop reply comes even when something else stops the guest first. */
@@ -264,6 +299,9 @@ export class GdbClient {
       const stop = parseStopReply(payload);
       if (stop === undefined) return;
       this.#running = false;
+      // The stub selects the vCPU that the stop is attributed to.
+      this.#selected = -1;
+      for (const waiter of this.#stopWaiters.splice(0)) waiter.resolve(stop);
       this.#onStop(stop);
       return;
     }
@@ -289,7 +327,12 @@ export class GdbClient {
       clearTimeout(timer);
       reject(error);
     }
+    this.#rejectStopWaiters(error);
     this.#onClosed(error);
+  }
+
+  #rejectStopWaiters(error: Error): void {
+    for (const waiter of this.#stopWaiters.splice(0)) waiter.reject(error);
   }
 }
 

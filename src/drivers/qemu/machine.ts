@@ -1,4 +1,4 @@
-import type { Awaitable } from '../../awaitable.ts';
+import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { type Capabilities, requireCapability } from '../../machine/capabilities.ts';
 import type { Machine, MachineHandler } from '../../machine/machine.ts';
@@ -8,14 +8,18 @@ import { BreakpointTrap } from './breakpoint-trap.ts';
 import { qemuCapabilities } from './capabilities.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
+import { Guard } from './guard.ts';
 import { parseMemoryTree } from './memory-map.ts';
+import type { QmpAddress } from './open-qmp.ts';
+import { Patches } from './patches.ts';
 import { findQemuProcess, startTimeOf } from './process.ts';
 import { type QmpEvent, type QmpTransport, recordOf, recordsOf } from './qmp.ts';
 import { openRam, type RamSource } from './ram.ts';
 import { RunControl, type RunControlOwner } from './run-control.ts';
 import { StateReader } from './state-reader.ts';
+import { StoppedMemory } from './stopped-memory.ts';
 import type { Hold, StoppedVcpu } from './stopped-vcpu.ts';
-import { planStub } from './stub.ts';
+import { planStub, type StubPlan } from './stub.ts';
 import { QemuVcpu } from './vcpu.ts';
 import { Workspace } from './workspace.ts';
 
@@ -38,6 +42,9 @@ export class QemuMachine implements Machine {
   readonly vcpus: readonly QemuVcpu[];
   readonly #facts: QemuFacts;
   readonly #qmp: QmpTransport;
+  readonly #monitor: QmpAddress;
+  readonly #guard: Guard;
+  readonly #patches = new Patches((gpa, original) => this.#guard.note({ kind: 'patch', gpa, original }));
   readonly #workspace: Workspace;
   readonly #ram: ReadonlyMap<string, RamSource>;
   readonly #control: RunControl;
@@ -48,14 +55,14 @@ export class QemuMachine implements Machine {
   #shutDown = false;
 
   /** Opens the machine behind `qmp` without touching the guest. The machine owns `qmp` from then on. */
-  static async open(qmp: QmpTransport): Promise<QemuMachine> {
+  static async open(qmp: QmpTransport, monitor: QmpAddress): Promise<QemuMachine> {
     let workspace: Workspace | undefined;
     try {
       const facts = await readFacts(qmp);
       workspace = new Workspace(facts.pid);
       const ranges = parseMemoryTree(await qmp.hmp('info mtree -f'));
       const ram = await openRam(ranges, qmp, facts.pid, workspace);
-      return new QemuMachine(facts, qmp, workspace, ram, ranges);
+      return new QemuMachine(facts, qmp, monitor, workspace, ram, ranges);
     } catch (error) {
       workspace?.remove();
       qmp.close();
@@ -66,6 +73,7 @@ export class QemuMachine implements Machine {
   private constructor(
     facts: QemuFacts,
     qmp: QmpTransport,
+    monitor: QmpAddress,
     workspace: Workspace,
     ram: ReadonlyMap<string, RamSource>,
     ranges: ReturnType<typeof parseMemoryTree>,
@@ -75,6 +83,8 @@ export class QemuMachine implements Machine {
     this.startTime = facts.pid === undefined ? 0 : startTimeOf(facts.pid);
     this.#facts = facts;
     this.#qmp = qmp;
+    this.#monitor = monitor;
+    this.#guard = new Guard(workspace.path);
     this.#workspace = workspace;
     this.#ram = ram;
     this.memory = new RegionMemory(
@@ -89,7 +99,9 @@ export class QemuMachine implements Machine {
     );
     this.#control = new RunControl(qmp, workspace, facts.tscHz.length, this.#owner());
     this.#states = new StateReader(qmp, workspace, facts.tscHz.length, facts.tcg);
-    this.#breakpoints = new BreakpointTrap(this.#control, this.memory);
+    this.#breakpoints = new BreakpointTrap(this.#control, this.memory, (gva) =>
+      this.#guard.note({ kind: 'handler', gva: gva.toString(16) }),
+    );
     this.#capabilities = qemuCapabilities({ ...facts, noDeviceState: undefined });
     this.vcpus = facts.tscHz.map((hz, i) => new QemuVcpu(i, hz, this.#control, () => this.#capabilities));
     qmp.onEvent((event) => this.#event(event));
@@ -152,6 +164,7 @@ export class QemuMachine implements Machine {
 
   async close(): Promise<void> {
     await this.detach();
+    this.#guard.end();
     this.#qmp.close();
     for (const source of this.#ram.values()) source.close();
     this.#workspace.remove();
@@ -175,9 +188,14 @@ export class QemuMachine implements Machine {
    * the vCPUs stopped. Other accelerators run the code itself, and bytes are stored directly.
    */
   #write(gpa: number, from: Uint8Array, source: RamSource, offset: number): Awaitable<boolean> {
-    if (!this.#facts.tcg && source.write) return source.write(offset, from);
     const bytes = from.slice();
-    return this.#control.exclusive((gdb) => gdb.writePhysical(gpa, bytes));
+    if (!this.#facts.tcg && source.write) {
+      return then(this.#patches.note(this.memory, gpa, bytes), () => source.write!(offset, bytes));
+    }
+    return this.#control.exclusive(async (gdb) => {
+      await this.#patches.note(this.memory, gpa, bytes);
+      return gdb.writePhysical(gpa, bytes);
+    });
   }
 
   #owner(): RunControlOwner {
@@ -186,13 +204,25 @@ export class QemuMachine implements Machine {
       request: (vcpu) => this.#handler?.request(this.vcpus[vcpu]!),
       readStates: (gdb) => this.#readStates(gdb),
       deliver: (vcpu, hold) => this.#deliver(vcpu, hold),
-      attached: () => {},
-      leaving: async () => {},
+      attaching: (stub, running) => this.#attaching(stub, running),
+      leaving: (vcpus) => this.#leaving(vcpus),
+      detached: () => this.#guard.note({ kind: 'detach' }),
       paused: (paused) => {
+        this.#guard.note({ kind: 'running', running: !paused });
         if (paused) void this.#preUnhook('suspend');
       },
       lost: (error) => this.#lost(error),
     };
+  }
+
+  #attaching(stub: StubPlan, running: boolean): void {
+    const { tcg, tscHz } = this.#facts;
+    this.#guard.note({ kind: 'attach', monitor: this.#monitor, stub, vcpus: tscHz.length, tcg, running });
+  }
+
+  async #leaving(vcpus: readonly StoppedVcpu[]): Promise<void> {
+    const memory = new StoppedMemory(this.memory, vcpus[0]!.gdb);
+    await this.#patches.restore(memory, vcpus, this.#breakpoints.handlers);
   }
 
   async #stop(vcpu: number, stop: Stop): Promise<Answer> {
@@ -220,6 +250,8 @@ export class QemuMachine implements Machine {
       this.#shutDown = true;
       void this.#preUnhook('shutdown');
     }
+    // What was patched is overwritten or meaningless once the guest boots again.
+    if (name === 'RESET') this.#patches.clear();
     if (name === 'SUSPEND' || name === 'SUSPEND_DISK') void this.#preUnhook('suspend');
     if (name === 'MIGRATION') void this.#preUnhook('migrate');
   }

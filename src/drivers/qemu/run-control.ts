@@ -14,10 +14,8 @@ import type { Workspace } from './workspace.ts';
 
 /** How long every vCPU waits for the answers of those that stopped, before the others run on without them. */
 const GRACE_MS = 5;
-/** QEMU stops its vCPUs within milliseconds, but first flushes its disks. */
-const STOP_TIMEOUT_MS = 30_000;
 
-/** What the run control needs of the machine around it. All but `changed` and `closed` are called with every vCPU stopped. */
+/** What the run control needs of the machine around it. `deliver`, `leaving` and `readStates` are called with every vCPU stopped. */
 export interface RunControlOwner {
   stop(vcpu: number, stop: Stop): Awaitable<Answer>;
   request(vcpu: number): Awaitable<'crash' | undefined>;
@@ -25,10 +23,12 @@ export interface RunControlOwner {
   readStates(gdb: GdbClient): Promise<CpuState[]>;
   /** Delivers an exception as the CPU would, and answers what the handler is told. */
   deliver(vcpu: StoppedVcpu, hold: Hold): Promise<Stop>;
-  /** Called when the gdbstub was attached. `running`: whether the VM ran until then. */
-  attached(plan: StubPlan, running: boolean): void;
+  /** The gdbstub is about to be attached. `running`: whether the VM runs until then. */
+  attaching(plan: StubPlan, running: boolean): void;
   /** Last chance to put things right before the vCPUs run alone. */
   leaving(vcpus: readonly StoppedVcpu[]): Promise<void>;
+  /** The stub was given up, and the vCPUs run alone. */
+  detached(): void;
   /** Somebody else paused the VM (true) or let it run again. */
   paused(paused: boolean): void;
   /** The gdbstub or QEMU is gone; nothing else is called after it. */
@@ -140,8 +140,9 @@ export class RunControl {
   /** Executes one instruction on a vCPU while the others stay stopped. For tasks. */
   async stepAlone(vcpu: number, gdb: GdbClient): Promise<void> {
     this.#expectResume();
+    const stopped = gdb.nextStop();
     gdb.resume(`vCont;s:${threadId(vcpu)}`);
-    await this.#awaitStop();
+    await stopped;
     this.vcpus[vcpu]!.stepUnfinished = false;
     this.#reply = undefined;
   }
@@ -186,8 +187,9 @@ export class RunControl {
       await this.#attach();
     } else if (gdb.running) {
       this.#interrupted = true;
+      const stopped = gdb.nextStop();
       gdb.interrupt();
-      await this.#awaitStop();
+      await stopped;
     }
   }
 
@@ -195,7 +197,7 @@ export class RunControl {
     this.#plan = await planStub(this.#qmp, this.#workspace);
     const running = await isRunning(this.#qmp);
     this.#pausedByOthers = !running;
-    this.#owner.attached(this.#plan, running);
+    this.#owner.attaching(this.#plan, running);
     const gdb = await openStub(this.#qmp, this.#plan);
     this.#gdb = gdb;
     gdb.listen(
@@ -207,16 +209,6 @@ export class RunControl {
         if (this.#gdb === gdb) this.#fail(error);
       },
     );
-  }
-
-  async #awaitStop(): Promise<void> {
-    const deadline = Date.now() + STOP_TIMEOUT_MS;
-    while (this.#gdb?.running && !this.#lost) {
-      if (!(await this.#wake.wait(deadline - Date.now()))) {
-        throw new KvmiError('E_QEMU_STUCK', `QEMU did not stop its vCPUs within ${STOP_TIMEOUT_MS} ms`);
-      }
-    }
-    if (this.#lost) throw this.#lost;
   }
 
   /** Finds out what every vCPU that ran has stopped for. */
@@ -403,7 +395,8 @@ export class RunControl {
       if (vcpu.hold) await this.#release(vcpu, vcpu.hold, vcpu.hold.answer ?? CONTINUE);
     }
     const stopped = this.vcpus.map(({ index }) => this.stopped(index, gdb));
-    await this.#owner.leaving(stopped);
+    // Whatever fails, the vCPUs are let go.
+    await this.#owner.leaving(stopped).catch(() => {});
     await this.#finishSteps(gdb);
     for (const gva of [...this.#points.keys()]) await this.removePoint(gdb, gva);
     for (const vcpu of this.vcpus) {
@@ -415,20 +408,17 @@ export class RunControl {
     if (!this.#pausedByOthers) this.#expectResume();
     await gdb.detach(!this.#pausedByOthers);
     await closeStub(this.#qmp, this.#plan!);
+    this.#owner.detached();
   }
 
   /** Lets QEMU forget the steps that it was told to do and did not report. */
   async #finishSteps(gdb: GdbClient): Promise<void> {
+    if (this.#pausedByOthers) return;
     for (const vcpu of this.vcpus) {
-      while (vcpu.stepUnfinished && !this.#pausedByOthers) {
-        // A stop ends the stepping of the vCPU that it is attributed to, which is the one that Hc names.
-        await gdb.command(`Hc${threadId(vcpu.index)}`);
-        this.#expectResume();
-        gdb.resume(`vCont;c:${threadId(vcpu.index)}`);
-        gdb.interrupt();
-        await this.#awaitStop();
-        vcpu.stepUnfinished = this.#reply?.vcpu !== vcpu.index;
-      }
+      if (!vcpu.stepUnfinished) continue;
+      this.#expectResume();
+      await gdb.forgetStep(vcpu.index);
+      vcpu.stepUnfinished = false;
     }
     this.#reply = undefined;
   }

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { KvmiError, messageOf } from '../../error.ts';
+import { KvmiError } from '../../error.ts';
 import { GdbClient } from './gdb.ts';
 import { type QmpTransport, recordOf, recordsOf } from './qmp.ts';
 import { WORKSPACE_PREFIX, type Workspace } from './workspace.ts';
@@ -54,7 +54,6 @@ export async function isRunning(qmp: QmpTransport): Promise<boolean> {
 /** Adds the stub if it is ours, and connects: from then on the VM is stopped. */
 export async function openStub(qmp: QmpTransport, plan: StubPlan): Promise<GdbClient> {
   const { address } = plan;
-  const where = 'path' in address ? address.path : `${address.host}:${address.port}`;
   if (plan.own && 'path' in address) {
     const printed = await qmp.hmp(`gdbserver unix:${address.path},server=on,wait=off`);
     if (!/Waiting for gdb connection/.test(printed)) {
@@ -64,20 +63,19 @@ export async function openStub(qmp: QmpTransport, plan: StubPlan): Promise<GdbCl
     }
   }
   try {
-    return await GdbClient.connect(address, where);
+    return await connectStub(plan);
   } catch (error) {
     await closeStub(qmp, plan);
     throw error;
   }
 }
 
-/** Removes a stub that is ours. Never throws: without it the VM only has an unused socket more. */
-export async function closeStub(qmp: QmpTransport, plan: StubPlan): Promise<string | undefined> {
-  if (!plan.own) return undefined;
-  try {
-    await qmp.hmp('gdbserver none');
-    return undefined;
-  } catch (error) {
-    return messageOf(error);
-  }
+/** Connects to a stub that is there. */
+export function connectStub({ address }: StubPlan): Promise<GdbClient> {
+  return GdbClient.connect(address, 'path' in address ? address.path : `${address.host}:${address.port}`);
+}
+
+/** Removes a stub that is ours. Never throws: what is left at worst is an unused socket. */
+export async function closeStub(qmp: QmpTransport, plan: StubPlan): Promise<void> {
+  if (plan.own) await qmp.hmp('gdbserver none').catch(() => {});
 }

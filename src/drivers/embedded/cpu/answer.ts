@@ -70,6 +70,7 @@ function complete(c: Cpu, effect: () => void): void {
 
 /** Puts rip behind the instruction that stopped, unless the handler moved it. */
 function moveOn(c: Cpu): void {
+  c.left--;
   if (c.ripLo !== c.stopLo || c.ripHi !== c.stopHi) return;
   const lo = (c.ripLo + c.stopLength) | 0;
   if (c.mode64 && lo >>> 0 < c.ripLo >>> 0) c.ripHi = (c.ripHi + 1) | 0;

@@ -99,7 +99,7 @@ function population(x: number): number {
   return Math.imul((v + (v >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }
 
-/** What a scan does to the flags and to the destination; undefined leaves the destination alone. */
+/** What a scan does to the flags and to the destination; undefined leaves the value in the destination. */
 type Scan = (c: Cpu, lo: number, hi: number, width: number) => number | undefined;
 
 /** BSF and BSR: ZF says that the operand was 0, and the destination is unchanged then. */
@@ -123,7 +123,12 @@ const count =
 
 /** A scan as an instruction with a source in a register or memory. */
 function scanForms(run: Scan): ExtendForms {
-  const put = (c: Cpu, op: Op, result: number | undefined) => {
+  const d = (c: Cpu, op: Op, value: number) => {
+    c.r[op.dst] = run(c, value, 0, 32) ?? c.r[op.dst]!;
+    c.r[op.dst + 1] = 0;
+  };
+  const q = (c: Cpu, op: Op, lo: number, hi: number) => {
+    const result = run(c, lo, hi, 64);
     if (result === undefined) return;
     c.r[op.dst] = result;
     c.r[op.dst + 1] = 0;
@@ -136,16 +141,16 @@ function scanForms(run: Scan): ExtendForms {
     register: {
       b: undefinedSize,
       w: (c, op) => w(c, op, c.r16[op.src]!),
-      d: (c, op) => put(c, op, run(c, c.r[op.src]!, 0, 32)),
-      q: (c, op) => put(c, op, run(c, c.r[op.src]!, c.r[op.src + 1]!, 64)),
+      d: (c, op) => d(c, op, c.r[op.src]!),
+      q: (c, op) => q(c, op, c.r[op.src]!, c.r[op.src + 1]!),
     },
     memory: {
       b: undefinedSize,
       w: (c, op) => w(c, op, load16(c, op)),
-      d: (c, op) => put(c, op, run(c, load32(c, op), 0, 32)),
+      d: (c, op) => d(c, op, load32(c, op)),
       q: (c, op) => {
         const lo = load64(c, op);
-        put(c, op, run(c, lo, c.hi, 64));
+        q(c, op, lo, c.hi);
       },
     },
   };

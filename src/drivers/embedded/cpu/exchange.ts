@@ -115,6 +115,7 @@ const cmpxchgRegister: SizedRun = {
     const { r } = c;
     const value = r[op.dst]!;
     SUB.d(c, r[RAX]!, value);
+    // What is not written is not zero-extended either.
     if (c.zr === 0) {
       r[op.dst] = r[op.src]!;
       r[op.dst + 1] = 0;

@@ -113,6 +113,13 @@ function imul32(c: Cpu, a: number, b: number): number {
 }
 
 function imul64(c: Cpu, al: number, ah: number, bl: number, bh: number): number {
+  if (ah === al >> 31 && bh === bl >> 31) {
+    const lo = Math.imul(al, bl);
+    const hi = (highProduct(al, bl) - (al < 0 ? bl : 0) - (bl < 0 ? al : 0)) | 0;
+    productFlags(c, false, lo, hi);
+    c.hi = hi;
+    return lo;
+  }
   multiply64(al, ah, bl, bh, true);
   const sign = wide[1]! >> 31;
   productFlags(c, wide[2] !== sign || wide[3] !== sign, wide[0]!, wide[1]!);

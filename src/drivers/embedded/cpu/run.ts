@@ -107,7 +107,9 @@ function attend(c: Cpu): typeof NONE | Exit {
   const stepping = (why & ATTENTION.step) !== 0;
   if ((why & ATTENTION.dead) !== 0) return EXIT.halt;
   if ((why & ATTENTION.request) !== 0) return EXIT.request;
-  if (stepping && c.stepFailed && (why & ATTENTION.grant) === 0 && !c.eventPending) return stepStop(c);
+  // What a handler let through happens before anything else can make the instruction start again.
+  if ((why & ATTENTION.grant) !== 0) return step(c);
+  if (stepping && c.stepFailed && !c.eventPending) return stepStop(c);
   if (c.eventPending) return deliverEvent(c);
   if (c.injectionPending && !stepping) {
     c.queueEvent(c.injection);

@@ -63,7 +63,7 @@ function shl64(c: Cpu, al: number, ah: number, count: number): number {
     lo = al << count;
     hi = (ah << count) | (al >>> (32 - count));
   } else {
-    c.cf = count === 32 ? al & 1 : (al >>> (64 - count)) & 1;
+    c.cf = count === 32 ? ah & 1 : (al >>> (64 - count)) & 1;
   }
   c.or = hi ^ -c.cf;
   return result64(c, lo, hi);

@@ -6,6 +6,8 @@ const WORDS = 4;
 const CODE_ENTRIES = 64;
 /** Never the low half of a page address. */
 const EMPTY = 1;
+/** Entries filled since the last flush that are remembered, so that a flush need not clear whole tables. */
+const REMEMBERED = 64;
 
 /** The word of an entry for a linear address is `(lo >>> TLB_SHIFT) & TLB_MASK`. */
 export const TLB_SHIFT = 10;
@@ -20,16 +22,31 @@ export class Tlb {
   readonly write = new Int32Array(ENTRIES * WORDS).fill(EMPTY);
   readonly #codeTags = new Int32Array(CODE_ENTRIES * 2).fill(EMPTY);
   readonly #codePages: (CodePage | undefined)[] = new Array(CODE_ENTRIES).fill(undefined);
+  #hasCode = false;
+  readonly #entries = new Uint16Array(REMEMBERED);
+  /** How many entries were filled since the last flush; one more than can be remembered means many. */
+  #filled = 0;
 
   flush(): void {
-    this.read.fill(EMPTY);
-    this.write.fill(EMPTY);
+    if (this.#filled > REMEMBERED) {
+      this.read.fill(EMPTY);
+      this.write.fill(EMPTY);
+    } else {
+      for (let i = 0; i < this.#filled; i++) {
+        const entry = this.#entries[i]!;
+        this.read[entry] = EMPTY;
+        this.write[entry] = EMPTY;
+      }
+    }
+    this.#filled = 0;
     this.flushCode();
   }
 
   flushCode(): void {
+    if (!this.#hasCode) return;
     this.#codeTags.fill(EMPTY);
     this.#codePages.fill(undefined);
+    this.#hasCode = false;
   }
 
   /** Makes writes to a frame take the slow path, because code was decoded from it. */
@@ -40,11 +57,11 @@ export class Tlb {
   }
 
   addRead(lo: number, hi: number, frame: number): void {
-    add(this.read, lo, hi, frame);
+    this.#add(this.read, lo, hi, frame);
   }
 
   addWrite(lo: number, hi: number, frame: number): void {
-    add(this.write, lo, hi, frame);
+    this.#add(this.write, lo, hi, frame);
   }
 
   code(lo: number, hi: number): CodePage | undefined {
@@ -60,12 +77,15 @@ export class Tlb {
     this.#codeTags[2 * entry] = lo & ~0xfff;
     this.#codeTags[2 * entry + 1] = hi;
     this.#codePages[entry] = page;
+    this.#hasCode = true;
   }
-}
 
-function add(table: Int32Array, lo: number, hi: number, frame: number): void {
-  const entry = (lo >>> TLB_SHIFT) & TLB_MASK;
-  table[entry] = lo & ~0xfff;
-  table[entry + 1] = hi;
-  table[entry + 2] = frame;
+  #add(table: Int32Array, lo: number, hi: number, frame: number): void {
+    const entry = (lo >>> TLB_SHIFT) & TLB_MASK;
+    table[entry] = lo & ~0xfff;
+    table[entry + 1] = hi;
+    table[entry + 2] = frame;
+    if (this.#filled < REMEMBERED) this.#entries[this.#filled++] = entry;
+    else this.#filled = REMEMBERED + 1;
+  }
 }
