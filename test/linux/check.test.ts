@@ -189,8 +189,8 @@ for (const series of ['6.1', '6.12'] as const) {
     });
 
     test('rights that grow in place are found', async () => {
-      await busy.guest.run('chpst -u :1000:1000 sleep 1001 >/dev/null 2>&1 & sleep 1');
-      const row = (await linux.processes()).rows.find(({ uid, comm }) => uid === 1000 && comm === 'sleep');
+      await busy.guest.run('/program as-user >/dev/null 2>&1 & sleep 1');
+      const row = (await linux.processes()).rows.find(({ uid, comm }) => uid === 1000 && comm === 'program');
       assert.ok(row !== undefined, 'there is a process of another user');
       const before = await linux.baseline();
       const cred = (await linux.print(`(task_struct)${row.address}.cred->euid`)).rows[0]!;
@@ -198,7 +198,7 @@ for (const series of ['6.1', '6.12'] as const) {
         const { rows } = await linux.check({ baseline: before });
         assert.deepEqual(
           rows.map(({ check, subject }) => [check, subject]),
-          [['credentials', `${row.pid} sleep`]],
+          [['credentials', `${row.pid} program`]],
         );
       });
       assert.deepEqual((await linux.check({ baseline: before })).rows, []);

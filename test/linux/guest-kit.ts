@@ -22,8 +22,9 @@ function programFile(): string | undefined {
   const source = join(import.meta.dirname, '..', '..', '..', 'test', 'linux', 'program.c');
   try {
     mkdirSync(CACHE, { recursive: true });
-    program ??=
-      (execFileSync('cc', ['-static', '-O1', '-pthread', '-o', file, source], { stdio: 'ignore' }), file);
+    if (program === undefined)
+      execFileSync('cc', ['-static', '-O1', '-pthread', '-o', file, source], { stdio: 'ignore' });
+    program = file;
   } catch {
     return undefined;
   }

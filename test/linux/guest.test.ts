@@ -132,7 +132,7 @@ for (const series of ['6.1', '6.12'] as const) {
         own
           .trim()
           .split('\n')
-          .sort((a, b) => Number.parseInt(a) - Number.parseInt(b)),
+          .sort((a, b) => Number.parseInt(a, 10) - Number.parseInt(b, 10)),
       );
       const deleted = (await linux.files(pid)).rows.find(({ path }) => path.startsWith('/tmp/deleted'));
       assert.deepEqual([deleted?.access, deleted?.position, deleted?.type], ['rw', 12, 'file']);

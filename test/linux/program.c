@@ -38,11 +38,15 @@ static void local(const char *path, size_t length) {
   if (bind(fd, (void *)&address, sizeof address.sun_family + length) != 0 || listen(fd, 5) != 0) exit(12);
 }
 
-int main(void) {
+int main(int count, char **arguments) {
   static char *names[] = {"first thread", "second thread"};
   int pair[2], pipes[2];
   struct sockaddr_in target = {.sin_family = AF_INET, .sin_port = htons(7001)};
   target.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (count == 2 && strcmp(arguments[1], "as-user") == 0) {
+    if (setresuid(1000, 1000, 1000) != 0) exit(15);
+    for (;;) pause();
+  }
   inet(AF_INET, SOCK_STREAM, 7001, 1);
   int client = socket(AF_INET, SOCK_STREAM, 0);
   if (connect(client, (void *)&target, sizeof target) != 0) exit(13);
