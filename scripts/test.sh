@@ -6,4 +6,4 @@ scripts/build.sh
 scripts/setup-linux-guest.sh
 npm run --silent lint
 # shellcheck disable=SC2046 — one word a file
-exec node --enable-source-maps --test --test-reporter="${KVMI_TEST_REPORTER:-spec}" $(find dist/src dist/test -name '*.test.js' | sort)
+exec node --enable-source-maps --test --test-timeout=300000 --test-reporter="${KVMI_TEST_REPORTER:-spec}" $(find dist/src dist/test -name '*.test.js' | sort)
