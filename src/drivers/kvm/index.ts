@@ -1,0 +1,3 @@
+export { attachKvm } from './attach.ts';
+export type { KvmMachine } from './machine.ts';
+export { type RunOptions, runUnderKvmi } from './run.ts';

@@ -1,0 +1,464 @@
+import { getU64, putU64 } from '../../abi/bytes.ts';
+import { KVM_EXIT, kvmDebugExit, kvmMsrExit } from '../../abi/kvm.ts';
+import { POLL, SIGNAL, SYS } from '../../abi/linux.ts';
+import { STATE_SIZE } from '../../abi/state.ts';
+import { type Awaitable, attempt, then } from '../../awaitable.ts';
+import { KvmiError } from '../../error.ts';
+import {
+  type Answer,
+  type Capabilities,
+  CONTINUE,
+  type Machine,
+  type MachineHandler,
+  requireCapability,
+  type Stop,
+  type Trap,
+  translate,
+} from '../../machine/index.ts';
+import { SLOT } from './agent-code.ts';
+import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
+import { nameOf, uuidOf } from './identity.ts';
+import { check, libc } from './libc.ts';
+import { VmmMemory } from './memory.ts';
+import type { Memslot } from './memslots.ts';
+import { MsrFilter } from './msr-filter.ts';
+import { PageTraps } from './page-traps.ts';
+import { startTimeOf } from './proc.ts';
+import { pump, type Watch } from './pump.ts';
+import { RunPage } from './run-page.ts';
+import type { Tracee } from './tracee.ts';
+import { KvmVcpu, type VcpuOwner } from './vcpu.ts';
+import { type HoldReason, VcpuThread } from './vcpu-thread.ts';
+import type { VmFile } from './vm-file.ts';
+import { Vmm } from './vmm.ts';
+
+/** How often the thread of a vCPU is looked for that has to be traced, in ms. */
+const SEARCH_INTERVAL_MS = 2;
+const BREAKPOINT_VECTOR = 3;
+
+export interface KvmMachineOptions {
+  readonly capabilities: Capabilities;
+  /** Where the VM's memory is in its VMM. */
+  readonly memslots: (vm: VmFile) => readonly Memslot[];
+}
+
+interface VcpuState {
+  readonly vcpu: KvmVcpu;
+  readonly debug: { -readonly [K in keyof DebugRequest]: DebugRequest[K] };
+  /** MSRs that are trapped on it. */
+  readonly msrs: Set<number>;
+  /** A thread that was asked to stop and is to be traced from then on. */
+  joining: Tracee | undefined;
+  searching: NodeJS.Timeout | undefined;
+}
+
+/** A VM of another process on stock KVM. */
+export class KvmMachine implements Machine, VcpuOwner {
+  readonly name: string;
+  readonly uuid: Uint8Array;
+  readonly startTime: number;
+  readonly capabilities: Capabilities;
+  readonly memory: VmmMemory;
+  readonly vmm: Vmm;
+  readonly #states: VcpuState[] = [];
+  readonly #msrs: MsrFilter;
+  readonly #pages: PageTraps;
+  #handler: MachineHandler | undefined;
+  #stopPolling: (() => void) | undefined;
+  #exit: Watch | undefined;
+  #pidfd = -1;
+
+  constructor(file: VmFile, options: KvmMachineOptions) {
+    this.vmm = new Vmm(file);
+    const { pid } = file;
+    this.name = nameOf(pid);
+    this.uuid = uuidOf(pid, file.ownersDescriptor() ?? 0);
+    this.startTime = startTimeOf(pid);
+    this.capabilities = options.capabilities;
+    this.memory = new VmmMemory(
+      this.vmm.memory,
+      () => options.memslots(file),
+      (hva, size) => this.#pages.beforeWrite(hva, size),
+    );
+    this.#msrs = new MsrFilter();
+    this.#pages = new PageTraps(this.vmm, this.memory, () => this.vcpus);
+    this.#discover();
+  }
+
+  get vcpus(): readonly KvmVcpu[] {
+    if (!this.#handler) this.#discover();
+    return this.#states.map(({ vcpu }) => vcpu);
+  }
+
+  /** Finds vCPUs that are new. */
+  #discover(): KvmVcpu[] {
+    const known = new Set(this.#states.map(({ vcpu }) => vcpu.fd));
+    const fresh = this.vmm.vcpuDescriptors().filter((fd) => !known.has(fd));
+    return fresh.map((fd) => {
+      const vcpu = new KvmVcpu(this, this.#states.length, fd);
+      const debug: VcpuState['debug'] = { singlestep: false, software: false, hardware: [], stepOver: false };
+      this.#states.push({ vcpu, debug, msrs: new Set(), joining: undefined, searching: undefined });
+      return vcpu;
+    });
+  }
+
+  attach(handler: MachineHandler): void {
+    if (this.#handler) throw new KvmiError('E_BUSY', `${this.name} is attached already`);
+    this.#discover();
+    this.#handler = handler;
+    this.#pidfd = check(
+      Number(libc().syscall(SYS.pidfd_open, this.vmm.pid, 0, 0, 0, 0, 0)),
+      `pidfd_open(${this.vmm.pid})`,
+    );
+    this.#exit = pump.watch(this.#pidfd, POLL.IN, () => this.#vmmGone());
+    this.#stopPolling = pump.everyWait(() => this.#poll());
+  }
+
+  #vmmGone(): void {
+    const handler = this.#handler;
+    this.#forget();
+    handler?.closed();
+  }
+
+  /** Stops waiting for anything; threads are no longer touched. */
+  #forget(): void {
+    this.#exit?.stop();
+    this.#stopPolling?.();
+    this.#exit = undefined;
+    this.#stopPolling = undefined;
+    if (this.#pidfd >= 0) libc().close(this.#pidfd);
+    this.#pidfd = -1;
+    for (const state of this.#states) {
+      clearTimeout(state.searching);
+      state.searching = undefined;
+      state.joining = undefined;
+      state.vcpu.thread?.page.close();
+      state.vcpu.thread = undefined;
+      state.vcpu.left();
+    }
+    this.#pages.close();
+    this.#handler = undefined;
+  }
+
+  /** Handles what traced threads have to tell. */
+  #poll(): void {
+    for (const state of this.#states) {
+      if (state.joining) this.#join(state, state.joining);
+      const { thread } = state.vcpu;
+      const event = thread?.tracee.poll();
+      if (event) this.#guarded(() => thread!.stopped(event));
+    }
+  }
+
+  #guarded(run: () => void): void {
+    try {
+      run();
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  #fail(error: unknown): void {
+    const handler = this.#handler;
+    this.detach();
+    handler?.closed(error instanceof Error ? error : new Error(String(error)));
+  }
+
+  /** Looks for the thread of a vCPU until it is found, or until nobody needs it any more. */
+  search(vcpu: KvmVcpu): void {
+    const state = this.#states[vcpu.index]!;
+    if (state.joining || state.searching || !this.#handler) return;
+    const tid = this.vmm.threadOf(vcpu.fd);
+    if (tid !== undefined) {
+      this.#guarded(() => {
+        state.joining = this.vmm.trace(tid);
+      });
+      return;
+    }
+    state.searching = setTimeout(() => {
+      state.searching = undefined;
+      if (vcpu.wanted || vcpu.armed) this.search(vcpu);
+    }, SEARCH_INTERVAL_MS);
+  }
+
+  /** The first stop of a thread: from now on it is a vCPU's. */
+  #join(state: VcpuState, tracee: Tracee): void {
+    const event = tracee.poll();
+    if (!event) return;
+    if (event.kind === 'gone') {
+      state.joining = undefined;
+      this.search(state.vcpu);
+      return;
+    }
+    if (event.kind !== 'interrupt') {
+      tracee.cont(event.kind === 'signal' ? event.signal : 0);
+      return;
+    }
+    state.joining = undefined;
+    this.#guarded(() => {
+      const { vcpu } = state;
+      const slot = this.vmm.agentVia(tracee).slot(vcpu.index);
+      const page = new RunPage(this.vmm.pid, vcpu.fd);
+      putU64(slot.bytes, SLOT.runPage, BigInt(this.vmm.mapRunPage(tracee, vcpu.fd)));
+      const thread = new VcpuThread(vcpu, tracee, slot, page, this.vmm.pid, vcpu.fd);
+      vcpu.adopt(thread);
+      this.#applyDebug(state);
+      thread.stopped(event);
+    });
+  }
+
+  gone(vcpu: KvmVcpu): void {
+    this.#states[vcpu.index]!.vcpu.thread = undefined;
+  }
+
+  held(vcpu: KvmVcpu, reason: HoldReason): void {
+    const done = attempt<void>(
+      () => this.#serve(vcpu, reason),
+      (error) => this.#fail(error),
+    );
+    void done;
+  }
+
+  #serve(vcpu: KvmVcpu, reason: HoldReason): Awaitable<void> {
+    vcpu.learn();
+    vcpu.runTasks();
+    const stop = reason === 'exit' ? this.#stopOf(vcpu) : this.#pages.stopOf(vcpu);
+    if (!stop) return this.#finish(vcpu);
+    return then(this.#report(vcpu, stop), (answer) => {
+      if (answer.action === 'crash') return this.#crash(vcpu);
+      this.#effect(vcpu, stop, answer);
+      return this.#finish(vcpu);
+    });
+  }
+
+  #report(vcpu: KvmVcpu, stop: Stop): Awaitable<Answer> {
+    return this.#handler ? this.#handler.stop(vcpu, stop) : CONTINUE;
+  }
+
+  /** Answers requests, reports an injection, and lets the vCPU go on. */
+  #finish(vcpu: KvmVcpu): Awaitable<void> {
+    vcpu.runTasks();
+    if (vcpu.requested && this.#handler) {
+      vcpu.requested = false;
+      return then(this.#handler.request(vcpu), (end) =>
+        end === 'crash' ? this.#crash(vcpu) : this.#finish(vcpu),
+      );
+    }
+    const { trap } = vcpu;
+    if (trap) {
+      vcpu.trap = undefined;
+      return then(this.#report(vcpu, trap), () => this.#finish(vcpu));
+    }
+    vcpu.requested = false;
+    vcpu.thread?.release();
+  }
+
+  #crash(vcpu: KvmVcpu): void {
+    vcpu.requested = false;
+    vcpu.thread?.crash();
+  }
+
+  /** What the exit that the agent has reported means; undefined when nobody is to be told. */
+  #stopOf(vcpu: KvmVcpu): Stop | undefined {
+    const { page } = vcpu.thread!;
+    const state = this.#states[vcpu.index]!;
+    if (page.exitReason === KVM_EXIT.X86_WRMSR) return this.#msrStop(vcpu, state);
+    const { exception, pc, dr6 } = kvmDebugExit.read(page.exit, 0);
+    if (exception === BREAKPOINT_VECTOR) return this.#breakpointStop(vcpu, pc, INT3_LENGTH);
+    if ((dr6 & DR6.SINGLESTEP) === 0n) return this.#breakpointStop(vcpu, pc, 0);
+    this.#steppedOver(vcpu, state);
+    return state.debug.singlestep ? { kind: 'singlestep', failed: false } : undefined;
+  }
+
+  /** One instruction beyond something that had to be disarmed for it. */
+  #stepOver(state: VcpuState): void {
+    if (state.debug.stepOver) return;
+    state.debug.stepOver = true;
+    state.vcpu.armedTraps++;
+    this.#applyDebug(state);
+  }
+
+  #steppedOver(vcpu: KvmVcpu, state: VcpuState): void {
+    if (!state.debug.stepOver) return;
+    state.debug.stepOver = false;
+    vcpu.armedTraps--;
+    this.#pages.stepped(vcpu);
+    this.#applyDebug(state);
+  }
+
+  #breakpointStop(vcpu: KvmVcpu, pc: bigint, length: number): Stop {
+    const state = new Uint8Array(STATE_SIZE);
+    vcpu.readState(state);
+    const gpa = translate(this.memory, state, pc) as number | undefined;
+    return { kind: 'breakpoint', gpa: gpa ?? NO_GPA, length };
+  }
+
+  #msrStop(vcpu: KvmVcpu, state: VcpuState): Stop | undefined {
+    const { index, data } = kvmMsrExit.read(vcpu.thread!.page.exit, 0);
+    if (state.msrs.has(index)) {
+      return { kind: 'msr', msr: index, old: vcpu.readMsr(index) ?? 0n, new: data };
+    }
+    this.#writeMsr(vcpu, index, data);
+    return undefined;
+  }
+
+  /** Completes a write to an MSR that has left the guest; the guest gets #GP when it is not possible. */
+  #writeMsr(vcpu: KvmVcpu, index: number, value: bigint | undefined): void {
+    const accepted = value !== undefined && vcpu.writeMsr(index, value);
+    vcpu.thread!.page.exit[0] = accepted ? 0 : 1;
+  }
+
+  /** What a stop was about happens, or not. */
+  #effect(vcpu: KvmVcpu, stop: Stop, { action, value }: Answer): void {
+    const state = this.#states[vcpu.index]!;
+    switch (stop.kind) {
+      case 'msr':
+        this.#writeMsr(vcpu, stop.msr, action === 'refuse' ? undefined : (value ?? stop.new));
+        break;
+      case 'breakpoint':
+        if (stop.length > 0) {
+          if (action === 'continue') vcpu.deliver(BREAKPOINT_VECTOR);
+        } else if (state.debug.hardware.includes(vcpu.instructionPointer())) this.#stepOver(state);
+        break;
+      case 'page':
+        if (this.#pages.answered(vcpu, action === 'continue' ? 'go on' : 'again')) this.#stepOver(state);
+        break;
+    }
+  }
+
+  /** Writes what is armed on a vCPU where the agent takes it from. */
+  #applyDebug({ vcpu, debug }: VcpuState): void {
+    if (vcpu.thread) putDebugRequest(vcpu.thread.slot.bytes, debug, this.#msrs.active);
+  }
+
+  arm(trap: Trap): Awaitable<void> {
+    switch (trap.kind) {
+      case 'singlestep':
+        return this.#setDebug(trap.vcpu, 'singlestep', true);
+      case 'breakpoint':
+        requireCapability(this.capabilities, 'breakpoint');
+        return this.#setDebug(trap.vcpu, 'software', true);
+      case 'msr':
+        return this.#armMsr(this.#stateOf(trap.vcpu), trap.msr);
+      case 'page':
+        return this.#pages.arm(trap);
+      default:
+        requireCapability(this.capabilities, trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind);
+    }
+  }
+
+  disarm(trap: Trap): Awaitable<void> {
+    switch (trap.kind) {
+      case 'singlestep':
+        return this.#setDebug(trap.vcpu, 'singlestep', false);
+      case 'breakpoint':
+        return this.#setDebug(trap.vcpu, 'software', false);
+      case 'msr':
+        return this.#disarmMsr(this.#stateOf(trap.vcpu), trap.msr);
+      case 'page':
+        return this.#pages.disarm(trap);
+    }
+  }
+
+  #stateOf(vcpu: { readonly index: number }): VcpuState {
+    return this.#states[vcpu.index]!;
+  }
+
+  #setDebug(vcpu: { readonly index: number }, what: 'singlestep' | 'software', on: boolean): void {
+    const state = this.#stateOf(vcpu);
+    if (state.debug[what] === on) return;
+    state.debug[what] = on;
+    this.#changeArmed(state, on ? 1 : -1);
+  }
+
+  /**
+   * Stops a vCPU before it executes at these linear addresses (up to four), reported as a `breakpoint` of length 0.
+   * Nothing in the guest's memory is changed.
+   */
+  setHardwareBreakpoints(vcpu: KvmVcpu, addresses: readonly bigint[]): void {
+    if (addresses.length > HARDWARE_BREAKPOINTS) {
+      throw new KvmiError('E_NO_MEMORY', `a vCPU has ${HARDWARE_BREAKPOINTS} hardware breakpoints`);
+    }
+    const state = this.#stateOf(vcpu);
+    const was = state.debug.hardware.length > 0;
+    state.debug.hardware = [...addresses];
+    this.#changeArmed(state, Number(addresses.length > 0) - Number(was));
+  }
+
+  #changeArmed(state: VcpuState, by: number): void {
+    state.vcpu.armedTraps += by;
+    this.#applyDebug(state);
+    state.vcpu.kick();
+  }
+
+  #armMsr(state: VcpuState, msr: number): Awaitable<void> {
+    if (state.msrs.has(msr)) return;
+    const fresh = this.#msrs.add(msr);
+    state.msrs.add(msr);
+    if (fresh) return this.#applyMsrs(state, 1);
+  }
+
+  #disarmMsr(state: VcpuState, msr: number): Awaitable<void> {
+    if (!state.msrs.delete(msr) || !this.#msrs.remove(msr)) return;
+    return this.#applyMsrs(state, -1);
+  }
+
+  /** The filter is the VM's: every vCPU has to be interposed on before it is set. */
+  #applyMsrs(state: VcpuState, by: number): Awaitable<void> {
+    for (const other of this.#states) this.#changeArmed(other, by);
+    const traced = this.#states.filter((other) => other !== state && other.vcpu.thread);
+    const interposed = Promise.all(traced.map(({ vcpu }) => vcpu.whenHeld(() => undefined)));
+    const apply = () =>
+      state.vcpu.whenHeld(() => this.#msrs.apply(state.vcpu.thread!, this.vmm.file.ownersDescriptor() ?? -1));
+    return traced.length === 0 ? apply() : interposed.then(apply);
+  }
+
+  kill(): void {
+    libc().kill(this.vmm.pid, SIGNAL.SIGTERM);
+  }
+
+  detach(): void {
+    if (!this.#handler) return;
+    const threads = this.#states.flatMap(({ vcpu }) => vcpu.thread ?? []);
+    for (const state of this.#states) {
+      Object.assign(state.debug, { singlestep: false, software: false, hardware: [], stepOver: false });
+      state.msrs.clear();
+      state.vcpu.armedTraps = 0;
+      state.vcpu.requested = false;
+    }
+    this.#pages.close();
+    try {
+      if (this.#msrs.active) this.#clearMsrs(threads);
+      threads.forEach((thread, i) => this.#letGo(thread, i === threads.length - 1));
+    } catch {
+      // The VMM is going: what is left of it needs nothing restored.
+    }
+    this.#forget();
+  }
+
+  #clearMsrs(threads: readonly VcpuThread[]): void {
+    this.#msrs.clear();
+    const vmFd = this.vmm.file.ownersDescriptor();
+    const thread = threads[0];
+    if (vmFd === undefined || !thread?.holdNow()) return;
+    this.#msrs.apply(thread, vmFd);
+  }
+
+  /** Detaches from a thread; the last one takes the agent out. */
+  #letGo(thread: VcpuThread, last: boolean): void {
+    if (!thread.bringHome()) return;
+    this.vmm.unmapRunPage(thread.tracee, Number(getU64(thread.slot.bytes, SLOT.runPage)));
+    if (last) this.vmm.removeAgent(thread.tracee);
+    thread.letGo();
+  }
+
+  async close(): Promise<void> {
+    this.detach();
+    this.vmm.close();
+  }
+}
+
+const INT3_LENGTH = 1;
+const HARDWARE_BREAKPOINTS = 4;
+/** All-ones on the wire. */
+const NO_GPA = 2 ** 64;
