@@ -95,9 +95,8 @@ export class KernelMemory {
   constructor() {
     const lib = libc();
     const mapAttributes = new Uint8Array(ATTRIBUTE_SIZE);
-    [MAP_TYPE_ARRAY, 4, READ_LIMIT, 1, MAP_MMAPABLE].forEach((value, i) =>
-      putU32(mapAttributes, i * 4, value),
-    );
+    const words = [MAP_TYPE_ARRAY, 4, READ_LIMIT, 1, MAP_MMAPABLE];
+    for (let i = 0; i < words.length; i++) putU32(mapAttributes, i * 4, words[i]!);
     this.#map = bpf(BPF_MAP_CREATE, mapAttributes, 'a map');
     this.#mapped = lib.mmap(0, READ_LIMIT, 3, 1, this.#map, 0);
     this.#value = Buffer.from(lib.view(this.#mapped, READ_LIMIT));

@@ -429,7 +429,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#pages.close();
     try {
       if (this.#msrs.active) this.#clearMsrs(threads);
-      threads.forEach((thread, i) => this.#letGo(thread, i === threads.length - 1));
+      for (const thread of threads) this.#letGo(thread, thread === threads.at(-1));
     } catch {
       // The VMM is going: what is left of it needs nothing restored.
     }

@@ -13,7 +13,7 @@ export function msrsSize(count: number): number {
 export function putMsrRequest(into: Uint8Array, indices: readonly number[]): void {
   into.fill(0, 0, msrsSize(indices.length));
   putU32(into, 0, indices.length);
-  indices.forEach((index, i) => putU32(into, HEADER + i * kvmMsrEntry.size, index));
+  for (let i = 0; i < indices.length; i++) putU32(into, HEADER + i * kvmMsrEntry.size, indices[i]!);
 }
 
 /** The value of entry `i`. */

@@ -113,7 +113,8 @@ export class PageTraps {
 
   #range(request: number, hva: number, rest: readonly bigint[], what: string): void {
     const argument = new Uint8Array(32);
-    [BigInt(hva), BigInt(PAGE_SIZE), ...rest].forEach((word, i) => putU64(argument, i * 8, word));
+    const words = [BigInt(hva), BigInt(PAGE_SIZE), ...rest];
+    for (let i = 0; i < words.length; i++) putU64(argument, i * 8, words[i]!);
     check(libc().ioctlBytes(this.#fd, request, argument), what);
   }
 

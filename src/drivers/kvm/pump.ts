@@ -67,14 +67,14 @@ export class Pump {
   #start(): void {
     if (this.#running) return;
     this.#running = true;
-    process.on('SIGCHLD', ignore);
+    process.on('SIGCHLD', this.#check);
     setImmediate(this.#turn);
   }
 
   readonly #turn = (): void => {
     if (this.#entries.size === 0 && this.#afterWait.size === 0) {
       this.#running = false;
-      process.off('SIGCHLD', ignore);
+      process.off('SIGCHLD', this.#check);
       return;
     }
     // Rearmed first: what a handler throws must not end the pump.
@@ -99,8 +99,13 @@ export class Pump {
         if (events !== 0 && this.#entries.has(entry)) entry.ready(events);
       }
     }
-    for (const check of this.#afterWait) check();
+    this.#check();
   }
+
+  /** Also when the event loop takes SIGCHLD between two waits: the next one would not be woken by it. */
+  readonly #check = (): void => {
+    for (const check of this.#afterWait) check();
+  };
 
   #fill(): Entry[] {
     const list = this.#list;

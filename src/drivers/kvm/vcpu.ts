@@ -73,7 +73,6 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
       thread.slot.bytes.subarray(SLOT.msrs),
       AGENT_MSRS.map(([, index]) => index),
     );
-    if (this.wanted || this.armed) this.kick();
   }
 
   get armed(): boolean {
@@ -168,7 +167,7 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
       thread.msrsRead = true;
     }
     const msrs = slot.bytes.subarray(SLOT.msrs);
-    AGENT_MSR_OFFSETS.forEach((offset, i) => putU64(into, offset, msrValue(msrs, i)));
+    for (let i = 0; i < AGENT_MSR_OFFSETS.length; i++) putU64(into, AGENT_MSR_OFFSETS[i]!, msrValue(msrs, i));
     into.set(page.sregs.subarray(SREGS_EFER, SREGS_EFER + 8), EFER_OFFSET);
     putMode(into);
   }
