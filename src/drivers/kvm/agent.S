@@ -18,10 +18,24 @@
 .set DEBUG_ON, 288
 .set DEBUG_OFF, 360
 .set MSRS, 440
+.set VM_FD, 440+136
+.set SWITCH_FD, 440+140
+.set MSR_WRITE, 600
+.set FILTER_ON, 3072
+.set FILTER_OFF, 3464
 .set CALLS, 1024
 .text
-# +0: arm, then enter the guest until there is something to tell.
+# +0: arm, then enter the guest until there is something to tell. SWITCH_FD is the VM when the MSR filter is to be on
+# only inside the agent (there is one vCPU), else negative; VM_FD is negative when there is no filter.
 run:
+  mov edi, [rbx+SWITCH_FD]
+  test edi, edi
+  js armed
+  lea rdx, [rbx+FILTER_ON]
+  mov esi, 0x4188aec6            # KVM_X86_SET_MSR_FILTER
+  mov eax, 16
+  syscall
+armed:
   lea rdx, [rbx+DEBUG_ON]
   mov esi, 0x4048ae9b            # KVM_SET_GUEST_DEBUG
   mov edi, [rbx+VCPU_FD]
@@ -65,6 +79,14 @@ event:
   jmp abandoned
 # The exit is the VMM's. Guest debugging is off outside the agent.
 leave:
+  mov edi, [rbx+SWITCH_FD]
+  test edi, edi
+  js filtered
+  lea rdx, [rbx+FILTER_OFF]
+  mov esi, 0x4188aec6
+  mov eax, 16
+  syscall
+filtered:
   lea rdx, [rbx+DEBUG_OFF]
   mov esi, 0x4048ae9b
   mov edi, [rbx+VCPU_FD]
@@ -107,6 +129,28 @@ next:
 abandoned:
   cmp dword ptr [rbx+VCPU_FD], 0
   js restore
+  mov rcx, [rbx+RUN_PAGE]
+  cmp dword ptr [rcx+8], 30      # KVM_EXIT_X86_WRMSR: user space has to carry it out
+  jne disarm
+  mov eax, [rcx+44]
+  mov [rbx+MSR_WRITE+8], eax
+  mov rax, [rcx+48]
+  mov [rbx+MSR_WRITE+16], rax
+  mov dword ptr [rbx+MSR_WRITE], 1
+  lea rdx, [rbx+MSR_WRITE]
+  mov esi, 0x4008ae89            # KVM_SET_MSRS
+  mov edi, [rbx+VCPU_FD]
+  mov eax, 16
+  syscall
+disarm:
+  mov edi, [rbx+VM_FD]
+  test edi, edi
+  js unfiltered
+  lea rdx, [rbx+FILTER_OFF]
+  mov esi, 0x4188aec6
+  mov eax, 16
+  syscall
+unfiltered:
   lea rdx, [rbx+DEBUG_OFF]
   mov esi, 0x4048ae9b
   mov edi, [rbx+VCPU_FD]

@@ -11,6 +11,17 @@ export interface AttachOptions {
   readonly pid: number;
   /** Which VM of the process, by its descriptor there. Needed only when it has several. */
   readonly vm?: number;
+  /** See {@link MachineSafety}. */
+  readonly unsafe?: boolean;
+}
+
+/** Whether things may be armed that can outlive this process when it is killed. */
+export interface MachineSafety {
+  /**
+   * MSR traps on a VM with several vCPUs. A guard process takes them back a few milliseconds after this one was killed;
+   * a VMM whose guest writes to a trapped MSR before that may fail (QEMU aborts). Default false: not available.
+   */
+  readonly unsafe?: boolean;
 }
 
 /** The memory slots of a VM as the kernel has them. */
@@ -25,8 +36,12 @@ export function kernelMemslots(vm: VmFile): readonly Memslot[] {
 }
 
 /** A machine for a VM descriptor that is held. */
-export function machineOf(file: VmFile, memslots = kernelMemslots): KvmMachine {
-  return new KvmMachine(file, { capabilities: kvmCapabilities(kvmFlavour(), {}), memslots });
+export function machineOf(
+  file: VmFile,
+  { unsafe = false }: MachineSafety = {},
+  memslots = kernelMemslots,
+): KvmMachine {
+  return new KvmMachine(file, { capabilities: kvmCapabilities(kvmFlavour(), {}), unsafe, memslots });
 }
 
 /**
@@ -37,7 +52,7 @@ export function machineOf(file: VmFile, memslots = kernelMemslots): KvmMachine {
  *
  * @throws KvmiError with code E_NO_VM, E_AMBIGUOUS, E_OWN_CHILD, E_PERMISSION or E_NO_FFI.
  */
-export function attachKvm({ pid, vm }: AttachOptions): KvmMachine {
+export function attachKvm({ pid, vm, unsafe = false }: AttachOptions): KvmMachine {
   if (statusNumber(pid, 'PPid') === process.pid) {
     throw new KvmiError('E_OWN_CHILD', `process ${pid} was started by this one`, {
       hint: 'Node.js waits for its own children and would take their stops. Start the VMM from a shell, or with kvmi run.',
@@ -64,5 +79,5 @@ export function attachKvm({ pid, vm }: AttachOptions): KvmMachine {
       },
     );
   }
-  return machineOf(new VmFile(pid, fd));
+  return machineOf(new VmFile(pid, fd), { unsafe });
 }

@@ -17,6 +17,7 @@ import {
 } from '../../machine/index.ts';
 import { SLOT } from './agent-code.ts';
 import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
+import { Guard } from './guard.ts';
 import { nameOf, uuidOf } from './identity.ts';
 import { check, libc } from './libc.ts';
 import { VmmMemory } from './memory.ts';
@@ -38,6 +39,8 @@ const BREAKPOINT_VECTOR = 3;
 
 export interface KvmMachineOptions {
   readonly capabilities: Capabilities;
+  /** Allows MSR traps on a VM with several vCPUs, too. */
+  readonly unsafe: boolean;
   /** Where the VM's memory is in its VMM. */
   readonly memslots: (vm: VmFile) => readonly Memslot[];
 }
@@ -57,16 +60,21 @@ export class KvmMachine implements Machine, VcpuOwner {
   readonly name: string;
   readonly uuid: Uint8Array;
   readonly startTime: number;
-  readonly capabilities: Capabilities;
   readonly memory: VmmMemory;
   readonly vmm: Vmm;
+  readonly #capabilities: Capabilities;
+  readonly #unsafe: boolean;
   readonly #states: VcpuState[] = [];
   readonly #msrs: MsrFilter;
   readonly #pages: PageTraps;
   #handler: MachineHandler | undefined;
+  #guard: Promise<Guard> | undefined;
+  #detaching = false;
   #stopPolling: (() => void) | undefined;
   #exit: Watch | undefined;
   #pidfd = -1;
+  /** The VM's descriptor in the VMM. */
+  #vmFd = -1;
 
   constructor(file: VmFile, options: KvmMachineOptions) {
     this.vmm = new Vmm(file);
@@ -74,7 +82,8 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.name = nameOf(pid);
     this.uuid = uuidOf(pid, file.ownersDescriptor() ?? 0);
     this.startTime = startTimeOf(pid);
-    this.capabilities = options.capabilities;
+    this.#capabilities = options.capabilities;
+    this.#unsafe = options.unsafe;
     this.memory = new VmmMemory(
       this.vmm.memory,
       () => options.memslots(file),
@@ -83,6 +92,11 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#msrs = new MsrFilter();
     this.#pages = new PageTraps(this.vmm, this.memory, () => this.vcpus);
     this.#discover();
+  }
+
+  /** With several vCPUs the MSR filter cannot be off whenever one of them is in its VMM. */
+  get capabilities(): Capabilities {
+    return this.#unsafe || this.#states.length <= 1 ? this.#capabilities : { ...this.#capabilities, msr: UNSAFE_MSR };
   }
 
   get vcpus(): readonly KvmVcpu[] {
@@ -106,6 +120,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     if (this.#handler) throw new KvmiError('E_BUSY', `${this.name} is attached already`);
     this.#discover();
     this.#handler = handler;
+    this.#vmFd = this.vmm.file.ownersDescriptor() ?? -1;
     this.#pidfd = check(
       Number(libc().syscall(SYS.pidfd_open, this.vmm.pid, 0, 0, 0, 0, 0)),
       `pidfd_open(${this.vmm.pid})`,
@@ -138,6 +153,9 @@ export class KvmMachine implements Machine, VcpuOwner {
     }
     this.#pages.close();
     this.#handler = undefined;
+    this.#detaching = false;
+    void this.#guard?.then((guard) => guard.stop());
+    this.#guard = undefined;
   }
 
   /** Handles what traced threads have to tell. */
@@ -212,6 +230,10 @@ export class KvmMachine implements Machine, VcpuOwner {
   }
 
   held(vcpu: KvmVcpu, reason: HoldReason): void {
+    if (this.#detaching) {
+      if (reason === 'exit') this.#completeMsrWrite(vcpu);
+      return;
+    }
     const done = attempt<void>(
       () => this.#serve(vcpu, reason),
       (error) => this.#fail(error),
@@ -293,12 +315,20 @@ export class KvmMachine implements Machine, VcpuOwner {
     return { kind: 'breakpoint', gpa: gpa ?? NO_GPA, length };
   }
 
+  /** Carries out a write that nobody is to be told of. */
+  #completeMsrWrite(vcpu: KvmVcpu): void {
+    const { page } = vcpu.thread!;
+    if (page.exitReason !== KVM_EXIT.X86_WRMSR) return;
+    const { index, data } = kvmMsrExit.read(page.exit, 0);
+    this.#writeMsr(vcpu, index, data);
+  }
+
   #msrStop(vcpu: KvmVcpu, state: VcpuState): Stop | undefined {
     const { index, data } = kvmMsrExit.read(vcpu.thread!.page.exit, 0);
     if (state.msrs.has(index)) {
       return { kind: 'msr', msr: index, old: vcpu.readMsr(index) ?? 0n, new: data };
     }
-    this.#writeMsr(vcpu, index, data);
+    this.#completeMsrWrite(vcpu);
     return undefined;
   }
 
@@ -328,7 +358,11 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   /** Writes what is armed on a vCPU where the agent takes it from. */
   #applyDebug({ vcpu, debug }: VcpuState): void {
-    if (vcpu.thread) putDebugRequest(vcpu.thread.slot.bytes, debug, this.#msrs.active);
+    if (!vcpu.thread) return;
+    vcpu.thread.changed = true;
+    const { slot } = vcpu.thread;
+    putDebugRequest(slot.bytes, debug, this.#msrs.active);
+    this.#msrs.put(slot, this.#vmFd, this.#states.length === 1);
   }
 
   arm(trap: Trap): Awaitable<void> {
@@ -339,6 +373,7 @@ export class KvmMachine implements Machine, VcpuOwner {
         requireCapability(this.capabilities, 'breakpoint');
         return this.#setDebug(trap.vcpu, 'software', true);
       case 'msr':
+        requireCapability(this.capabilities, 'msr');
         return this.#armMsr(this.#stateOf(trap.vcpu), trap.msr);
       case 'page':
         return this.#pages.arm(trap);
@@ -395,22 +430,59 @@ export class KvmMachine implements Machine, VcpuOwner {
     if (state.msrs.has(msr)) return;
     const fresh = this.#msrs.add(msr);
     state.msrs.add(msr);
-    if (fresh) return this.#applyMsrs(state, 1);
+    if (!fresh) return;
+    this.#guard ??= Guard.start(this.vmm.pid, this.#vmFd);
+    return this.#guard.then(
+      () => this.#setFilter(state),
+      (error) => {
+        this.#guard = undefined;
+        this.#msrs.remove(msr);
+        state.msrs.delete(msr);
+        throw error;
+      },
+    );
   }
 
   #disarmMsr(state: VcpuState, msr: number): Awaitable<void> {
     if (!state.msrs.delete(msr) || !this.#msrs.remove(msr)) return;
-    return this.#applyMsrs(state, -1);
+    return this.#unsetFilter(state);
   }
 
-  /** The filter is the VM's: every vCPU has to be interposed on before it is set. */
-  #applyMsrs(state: VcpuState, by: number): Awaitable<void> {
-    for (const other of this.#states) this.#changeArmed(other, by);
-    const traced = this.#states.filter((other) => other !== state && other.vcpu.thread);
-    const interposed = Promise.all(traced.map(({ vcpu }) => vcpu.whenHeld(() => undefined)));
-    const apply = () =>
-      state.vcpu.whenHeld(() => this.#msrs.apply(state.vcpu.thread!, this.vmm.file.ownersDescriptor() ?? -1));
-    return traced.length === 0 ? apply() : interposed.then(apply);
+  /** The filter is the VM's: every other vCPU has to be interposed on before it is set. */
+  #setFilter(state: VcpuState): Awaitable<void> {
+    const others = this.#states.filter((other) => other !== state);
+    for (const other of others) this.#changeArmed(other, 1);
+    const traced = others.filter(({ vcpu }) => vcpu.thread);
+    const set = () =>
+      state.vcpu.whenHeld(() => {
+        this.#changeArmed(state, 1);
+        this.#msrs.apply(state.vcpu.thread!, this.#vmFd);
+      });
+    if (traced.length === 0) return set();
+    return Promise.all(traced.map(({ vcpu }) => vcpu.whenHeld(() => undefined))).then(set);
+  }
+
+  #unsetFilter(state: VcpuState): Awaitable<void> {
+    return state.vcpu.whenHeld(() => {
+      this.#msrs.apply(state.vcpu.thread!, this.#vmFd);
+      for (const each of this.#states) this.#changeArmed(each, -1);
+    });
+  }
+
+  /** Finds out in advance what `attach` and the first stop need. */
+  prepare(): void {
+    void this.vmm.site;
+    for (const { vcpu } of this.#states) this.vmm.threadOf(vcpu.fd);
+  }
+
+  /** Removes an MSR filter that a process which was killed has left on the VM. */
+  async clearMsrFilter(): Promise<void> {
+    this.attach({ stop: () => CONTINUE, request: () => undefined, closed: () => undefined });
+    const { vcpu } = this.#states[0]!;
+    await vcpu.whenHeld(() =>
+      this.#msrs.apply(vcpu.thread!, this.#vmFd),
+    );
+    this.detach();
   }
 
   kill(): void {
@@ -419,6 +491,7 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   detach(): void {
     if (!this.#handler) return;
+    this.#detaching = true;
     const threads = this.#states.flatMap(({ vcpu }) => vcpu.thread ?? []);
     for (const state of this.#states) {
       Object.assign(state.debug, { singlestep: false, software: false, hardware: [], stepOver: false });
@@ -438,10 +511,9 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   #clearMsrs(threads: readonly VcpuThread[]): void {
     this.#msrs.clear();
-    const vmFd = this.vmm.file.ownersDescriptor();
     const thread = threads[0];
-    if (vmFd === undefined || !thread?.holdNow()) return;
-    this.#msrs.apply(thread, vmFd);
+    if (thread?.holdNow()) this.#msrs.apply(thread, this.#vmFd);
+    for (const state of this.#states) this.#applyDebug(state);
   }
 
   /** Detaches from a thread; the last one takes the agent out. */
@@ -458,6 +530,8 @@ export class KvmMachine implements Machine, VcpuOwner {
   }
 }
 
+const UNSAFE_MSR =
+  'with several vCPUs a trapped MSR can harm the VMM for some milliseconds when this process is killed; allow it with the option unsafe';
 const INT3_LENGTH = 1;
 const HARDWARE_BREAKPOINTS = 4;
 /** All-ones on the wire. */

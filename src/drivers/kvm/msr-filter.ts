@@ -6,9 +6,11 @@ import {
   kvmEnableCap,
   kvmMsrFilter,
 } from '../../abi/kvm.ts';
+import { putU32 } from '../../abi/bytes.ts';
 import { SYS } from '../../abi/linux.ts';
 import { KvmiError } from '../../error.ts';
-import type { Call } from './agent.ts';
+import type { Call, Slot } from './agent.ts';
+import { SLOT } from './agent-code.ts';
 import { SystemError } from './libc.ts';
 import type { VcpuThread } from './vcpu-thread.ts';
 
@@ -47,29 +49,33 @@ export class MsrFilter {
     this.#counts.clear();
   }
 
-  /** Sets the filter of the VM by way of a held thread. */
+  /**
+   * Writes the filter where the agent of a vCPU takes it from. `alone`: it is the only vCPU, so that its agent can have
+   * the filter on only while it runs the guest.
+   */
+  put(slot: Slot, vmFd: number, alone: boolean): void {
+    const bitmap = BigInt(slot.address + SLOT.filterBitmap);
+    const msrs = [...this.#counts.keys()];
+    const ranges = Array.from({ length: MAX_RANGES }, (_, i) => {
+      const base = msrs[i];
+      return base === undefined ? NO_RANGE : { flags: KVM_MSR_FILTER_WRITE, nmsrs: 1, base, bitmap };
+    });
+    kvmMsrFilter.write(slot.bytes, SLOT.filterOn, { flags: 0, ranges });
+    kvmMsrFilter.write(slot.bytes, SLOT.filterOff, { flags: 0, ranges: ranges.map(() => NO_RANGE) });
+    putU32(slot.bytes, SLOT.vmFd, this.active ? vmFd : -1);
+    putU32(slot.bytes, SLOT.switchFd, this.active && alone ? vmFd : -1);
+  }
+
+  /** Sets the filter of the VM by way of a held thread that `put` was called for. */
   apply(thread: VcpuThread, vmFd: number): void {
     const { slot } = thread;
-    const capability = slot.argumentAddress;
-    const filter = capability + kvmEnableCap.size;
-    const bitmap = filter + kvmMsrFilter.size;
-    const reasons = this.active ? BigInt(KVM_MSR_EXIT_REASON_FILTER) : 0n;
     kvmEnableCap.write(slot.argument, 0, {
       cap: KVM_CAP.X86_USER_SPACE_MSR,
       flags: 0,
-      args: [reasons, 0n, 0n, 0n],
+      args: [this.active ? BigInt(KVM_MSR_EXIT_REASON_FILTER) : 0n, 0n, 0n, 0n],
     });
-    const msrs = [...this.#counts.keys()];
-    kvmMsrFilter.write(slot.argument, kvmEnableCap.size, {
-      flags: 0,
-      ranges: Array.from({ length: MAX_RANGES }, (_, i) => {
-        const base = msrs[i];
-        if (base === undefined) return NO_RANGE;
-        return { flags: KVM_MSR_FILTER_WRITE, nmsrs: 1, base, bitmap: BigInt(bitmap) };
-      }),
-    });
-    slot.argument.fill(0, kvmEnableCap.size + kvmMsrFilter.size, kvmEnableCap.size + kvmMsrFilter.size + 8);
-    const enable: Call = [SYS.ioctl, vmFd, KVM.ENABLE_CAP, capability];
+    const filter = slot.address + (this.active ? SLOT.filterOn : SLOT.filterOff);
+    const enable: Call = [SYS.ioctl, vmFd, KVM.ENABLE_CAP, slot.argumentAddress];
     const set: Call = [SYS.ioctl, vmFd, KVM.X86_SET_MSR_FILTER, filter];
     // Writes that are filtered raise #GP unless they leave the guest: that comes first, and goes last.
     const results = thread.call(this.active ? [enable, set] : [set, enable]);

@@ -5,7 +5,7 @@ import { POLL, SECCOMP, SIGNAL, SYS, WAIT } from '../../abi/linux.ts';
 import { deferred } from '../../awaitable.ts';
 import { messageOf } from '../../error.ts';
 import { type Log, SILENT } from '../../host/log.ts';
-import { machineOf } from './attach.ts';
+import { type MachineSafety, machineOf } from './attach.ts';
 import { launch } from './launch.ts';
 import { check, libc } from './libc.ts';
 import { pump } from './pump.ts';
@@ -13,7 +13,7 @@ import { capabilitiesOf, INTROSPECTION_REQUESTS, type RunDialect, readNotificati
 import { notificationFilter } from './seccomp-filter.ts';
 import { Supervisor } from './supervisor.ts';
 
-export interface RunOptions {
+export interface RunOptions extends MachineSafety {
   /** What the program speaks. Default `auto`: v9 or v12, by the numbers of its requests. */
   readonly dialect?: RunDialect;
   /** False plays a kernel whose module parameter kvm.introspection is off. Default true. */
@@ -37,7 +37,7 @@ export async function runUnderKvmi(argv: readonly string[], options: RunOptions 
   const { dialect = 'auto', enabled = true, log = SILENT } = options;
   const filter = notificationFilter(INTROSPECTION_REQUESTS, KVM_CHECK_EXTENSION, capabilitiesOf(dialect));
   const { pid, listener } = launch(argv, filter);
-  const supervisor = new Supervisor({ dialect, enabled, log, machine: machineOf });
+  const supervisor = new Supervisor({ dialect, enabled, log, machine: (vm) => machineOf(vm, options) });
   const restoreSignals = passSignals(pid);
   const listenerClosed = serveNotifications(listener, supervisor, log);
   try {

@@ -55,10 +55,14 @@ export class VcpuThread {
   phase: Phase = 'free';
   /** Whether the agent holds the thread's registers; else the VMM is where it stopped. */
   #inAgent = false;
+  /** Whether calls have left the thread with its signals blocked. */
+  #masked = false;
   /** Whether the registers in the page are those of this stop. */
   synced = false;
   /** Whether the agent has read the MSRs of its table in this stop. */
   msrsRead = false;
+  /** What is armed has changed since the agent armed it. */
+  changed = true;
   /** The stop was taken where the VMM waits in a system call of its own. */
   parked = false;
   #posted = 0;
@@ -282,6 +286,7 @@ export class VcpuThread {
     const results = this.slot.call(this.tracee, calls);
     this.#posted = getU32(this.slot.bytes, SLOT.posted);
     this.#inAgent = true;
+    this.#masked = true;
     return results;
   }
 
@@ -360,6 +365,7 @@ export class VcpuThread {
     this.tracee.setRegisters(regs);
     this.tracee.setSignalMask(this.slot.savedMask);
     this.#inAgent = false;
+    this.#masked = false;
     this.parked = false;
   }
 
@@ -367,13 +373,16 @@ export class VcpuThread {
     this.phase = 'agent';
     this.page.publish = true;
     if (this.#inAgent) {
-      putU32(this.slot.bytes, SLOT.command, COMMAND.run);
+      const asBefore = this.#reason === 'exit' && !this.changed;
+      putU32(this.slot.bytes, SLOT.command, asBefore ? COMMAND.again : COMMAND.run);
     } else {
       this.tracee.getRegisters();
       this.slot.enter(this.tracee, 'run');
-      this.tracee.setSignalMask(withoutSigurg(this.slot.savedMask));
-      this.#inAgent = true;
     }
+    if (!this.#inAgent || this.#masked) this.tracee.setSignalMask(withoutSigurg(this.slot.savedMask));
+    this.#inAgent = true;
+    this.#masked = false;
+    this.changed = false;
     this.tracee.cont();
   }
 }
