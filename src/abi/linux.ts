@@ -96,6 +96,7 @@ export const RESTART = { SYS: -512n, NOINTR: -513n, NOHAND: -514n, BLOCK: -516n 
 /** seccomp(2): operations, flags, actions; the ioctls of a listener. */
 export const SECCOMP = {
   SET_MODE_FILTER: 1,
+  GET_NOTIF_SIZES: 3,
   FLAG_NEW_LISTENER: 8,
   FLAG_WAIT_KILLABLE_RECV: 32,
   RET_USER_NOTIF: 0x7fc00000,

@@ -1,5 +1,5 @@
-import { ACCESS, CONTINUE, type Trap } from '../../src/machine/index.ts';
 import { attachKvm } from '../../src/drivers/kvm/index.ts';
+import { ACCESS, CONTINUE, type Trap } from '../../src/machine/index.ts';
 
 /*
  * node armed-main.js PID KIND: attaches to the VM of counter.S, arms one thing for good and answers whatever comes.

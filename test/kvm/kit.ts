@@ -4,6 +4,7 @@ import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { kvmDescriptors } from '../../src/drivers/kvm/proc.ts';
 
 /** The root of the checkout: this file is run from dist/test/kvm. */
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
@@ -106,4 +107,46 @@ export function start(program: string, args: readonly string[], timeout = 30_000
 /** Runs a program under the host side. */
 export function runUnder(args: readonly string[], options: readonly string[] = []): Started {
   return start(process.execPath, [RUN_MAIN, ...options, '--', ...args]);
+}
+
+/** A QEMU with `-accel kvm` that runs the guest of counter.S. It is nobody's child: this process does not wait for it. */
+export interface Qemu {
+  readonly pid: number;
+  kill(): void;
+}
+
+/** Assembles test/kvm/NAME.S to a flat image. */
+function assemble(name: string, folder: string): string {
+  const object = join(folder, `${name}.o`);
+  const image = join(folder, `${name}.bin`);
+  execFileSync('gcc', ['-c', '-o', object, join(ROOT, 'test/kvm', `${name}.S`)]);
+  execFileSync('objcopy', ['-O', 'binary', '-j', '.text', object, image]);
+  return image;
+}
+
+/** Starts one; its vCPUs exist when this resolves. */
+export async function startQemu(folder: string, vcpus = 1): Promise<Qemu> {
+  const image = assemble('counter', folder);
+  const args = `-accel kvm -M pc -bios ${image} -display none -nodefaults -m 16 -smp ${vcpus}`;
+  const script = `qemu-system-x86_64 ${args} >/dev/null 2>&1 & echo $!`;
+  const pid = Number.parseInt(execFileSync('sh', ['-c', script]).toString(), 10);
+  const kill = (): void => {
+    try {
+      process.kill(pid, 'SIGKILL');
+    } catch {
+      // It has ended by itself.
+    }
+  };
+  process.on('exit', kill);
+  await until(() => kvmDescriptors(pid).vcpus.length === vcpus, 'QEMU has its vCPUs');
+  return { pid, kill };
+}
+
+/** Waits until something is so; fails after half a minute. */
+export async function until(condition: () => boolean, what: string): Promise<void> {
+  const deadline = performance.now() + 30_000;
+  while (!condition()) {
+    if (performance.now() > deadline) throw new Error(`not within 30 s: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
 }

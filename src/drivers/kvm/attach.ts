@@ -38,10 +38,10 @@ export function kernelMemslots(vm: VmFile): readonly Memslot[] {
 /** A machine for a VM descriptor that is held. */
 export function machineOf(
   file: VmFile,
-  { unsafe = false }: MachineSafety = {},
-  memslots = kernelMemslots,
+  { unsafe = false, liftFilters = false }: MachineSafety & { readonly liftFilters?: boolean } = {},
 ): KvmMachine {
-  return new KvmMachine(file, { capabilities: kvmCapabilities(kvmFlavour(), {}), unsafe, memslots });
+  const capabilities = kvmCapabilities(kvmFlavour());
+  return new KvmMachine(file, { capabilities, unsafe, liftFilters, memslots: kernelMemslots });
 }
 
 /**
@@ -79,5 +79,5 @@ export function attachKvm({ pid, vm, unsafe = false }: AttachOptions): KvmMachin
       },
     );
   }
-  return machineOf(new VmFile(pid, fd), { unsafe });
+  return machineOf(new VmFile(pid, fd), { unsafe, liftFilters: true });
 }

@@ -32,13 +32,10 @@ const ABSENT_ON_PVM: typeof ABSENT = {
   breakpoint: 'the PVM flavour of KVM cannot intercept int3 (it reports an internal error)',
 };
 
-/** What a VM on stock KVM can do on this host; `reasons` names what else is missing. */
-export function kvmCapabilities(
-  flavour: Flavour,
-  reasons: Partial<Record<CapabilityName, string>>,
-): Capabilities {
+/** What a VM on stock KVM can do on this host. */
+export function kvmCapabilities(flavour: Flavour): Capabilities {
   const absent = flavour === 'pvm' ? { ...ABSENT, ...ABSENT_ON_PVM } : ABSENT;
-  const support = (name: CapabilityName): Support => reasons[name] ?? absent[name] ?? true;
+  const support = (name: CapabilityName): Support => absent[name] ?? true;
   return Object.fromEntries(CAPABILITY_NAMES.map((name) => [name, support(name)])) as Record<
     CapabilityName,
     Support

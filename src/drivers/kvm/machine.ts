@@ -16,8 +16,8 @@ import {
   translate,
 } from '../../machine/index.ts';
 import { SLOT } from './agent-code.ts';
-import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
 import { Guard } from './guard.ts';
+import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
 import { nameOf, uuidOf } from './identity.ts';
 import { check, libc } from './libc.ts';
 import { VmmMemory } from './memory.ts';
@@ -35,12 +35,16 @@ import { Vmm } from './vmm.ts';
 
 /** How often the thread of a vCPU is looked for that has to be traced, in ms. */
 const SEARCH_INTERVAL_MS = 2;
+/** How often it is looked for new vCPUs, in ms. */
+const DISCOVERY_INTERVAL_MS = 200;
 const BREAKPOINT_VECTOR = 3;
 
 export interface KvmMachineOptions {
   readonly capabilities: Capabilities;
   /** Allows MSR traps on a VM with several vCPUs, too. */
   readonly unsafe: boolean;
+  /** Lifts the seccomp filters of threads while they are traced. */
+  readonly liftFilters: boolean;
   /** Where the VM's memory is in its VMM. */
   readonly memslots: (vm: VmFile) => readonly Memslot[];
 }
@@ -70,6 +74,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   #handler: MachineHandler | undefined;
   #guard: Promise<Guard> | undefined;
   #detaching = false;
+  #discovery: NodeJS.Timeout | undefined;
   #stopPolling: (() => void) | undefined;
   #exit: Watch | undefined;
   #pidfd = -1;
@@ -77,7 +82,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   #vmFd = -1;
 
   constructor(file: VmFile, options: KvmMachineOptions) {
-    this.vmm = new Vmm(file);
+    this.vmm = new Vmm(file, options.liftFilters);
     const { pid } = file;
     this.name = nameOf(pid);
     this.uuid = uuidOf(pid, file.ownersDescriptor() ?? 0);
@@ -96,7 +101,9 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   /** With several vCPUs the MSR filter cannot be off whenever one of them is in its VMM. */
   get capabilities(): Capabilities {
-    return this.#unsafe || this.#states.length <= 1 ? this.#capabilities : { ...this.#capabilities, msr: UNSAFE_MSR };
+    return this.#unsafe || this.#states.length <= 1
+      ? this.#capabilities
+      : { ...this.#capabilities, msr: UNSAFE_MSR };
   }
 
   get vcpus(): readonly KvmVcpu[] {
@@ -127,6 +134,13 @@ export class KvmMachine implements Machine, VcpuOwner {
     );
     this.#exit = pump.watch(this.#pidfd, POLL.IN, () => this.#vmmGone());
     this.#stopPolling = pump.everyWait(() => this.#poll());
+    this.#discovery = setInterval(() => this.#announceNew(), DISCOVERY_INTERVAL_MS);
+    this.#discovery.unref();
+  }
+
+  /** vCPUs that were created meanwhile. */
+  #announceNew(): void {
+    for (const vcpu of this.#discover()) void this.#handler?.vcpuCreated?.(vcpu);
   }
 
   #vmmGone(): void {
@@ -137,6 +151,7 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   /** Stops waiting for anything; threads are no longer touched. */
   #forget(): void {
+    clearInterval(this.#discovery);
     this.#exit?.stop();
     this.#stopPolling?.();
     this.#exit = undefined;
@@ -479,9 +494,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   async clearMsrFilter(): Promise<void> {
     this.attach({ stop: () => CONTINUE, request: () => undefined, closed: () => undefined });
     const { vcpu } = this.#states[0]!;
-    await vcpu.whenHeld(() =>
-      this.#msrs.apply(vcpu.thread!, this.#vmFd),
-    );
+    await vcpu.whenHeld(() => this.#msrs.apply(vcpu.thread!, this.#vmFd));
     this.detach();
   }
 

@@ -1,3 +1,4 @@
+import { putU32 } from '../../abi/bytes.ts';
 import {
   KVM,
   KVM_CAP,
@@ -6,7 +7,6 @@ import {
   kvmEnableCap,
   kvmMsrFilter,
 } from '../../abi/kvm.ts';
-import { putU32 } from '../../abi/bytes.ts';
 import { SYS } from '../../abi/linux.ts';
 import { KvmiError } from '../../error.ts';
 import type { Call, Slot } from './agent.ts';

@@ -329,8 +329,11 @@ export class VcpuThread {
 
   /** Takes the thread out of the agent, when nothing is armed or wanted any more, and leaves it stopped. */
   bringHome(): boolean {
-    if (this.phase === 'held') this.release();
-    if (!this.#pumpUntil(() => this.phase === 'free' || this.phase === 'catching')) return false;
+    const home = (): boolean => {
+      if (this.phase === 'held') this.release();
+      return this.phase === 'free' || this.phase === 'catching';
+    };
+    if (!this.#pumpUntil(home)) return false;
     this.tracee.interrupt();
     const event = this.tracee.wait();
     if (event.kind === 'gone') return false;

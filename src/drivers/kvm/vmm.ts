@@ -3,7 +3,7 @@ import { messageOf } from '../../error.ts';
 import { Agent } from './agent.ts';
 import { libc, SystemError, takeDescriptor } from './libc.ts';
 import { KernelView } from './memslots.ts';
-import { kvmDescriptors, readText, userThreads } from './proc.ts';
+import { kvmDescriptors, readText, statusNumber, userThreads } from './proc.ts';
 import { ProcessMemory } from './process-memory.ts';
 import { findSyscallSite, type SyscallSite } from './syscall-site.ts';
 import { Tracee } from './tracee.ts';
@@ -12,6 +12,7 @@ import type { VmFile } from './vm-file.ts';
 const PAGE_SIZE = 4096;
 const READ_WRITE = 3;
 const SHARED = 1;
+const SECCOMP_MODE_FILTER = 2;
 
 let kernelView: KernelView | string | undefined;
 
@@ -35,7 +36,10 @@ export class Vmm {
   #site: SyscallSite | undefined;
   agent: Agent | undefined;
 
-  constructor(file: VmFile) {
+  readonly liftFilters: boolean;
+
+  constructor(file: VmFile, liftFilters = false) {
+    this.liftFilters = liftFilters;
     this.pid = file.pid;
     this.file = file;
     this.memory = new ProcessMemory(file.pid);
@@ -102,9 +106,13 @@ export class Vmm {
     return inRun(this.pid, tid, vcpuFd);
   }
 
-  /** Starts tracing a thread; its first stop is asked for. */
+  /**
+   * Starts tracing a thread; its first stop is asked for. A filter with which a VMM forbids itself system calls is
+   * lifted for the thread while it is traced; the filter of `kvmi run` is not.
+   */
   trace(tid: number): Tracee {
-    const tracee = Tracee.seize(tid, PTRACE_O.SYSGOOD);
+    const filtered = this.liftFilters && statusNumber(tid, 'Seccomp') === SECCOMP_MODE_FILTER;
+    const tracee = Tracee.seize(tid, PTRACE_O.SYSGOOD | (filtered ? PTRACE_O.SUSPEND_SECCOMP : 0));
     tracee.interrupt();
     return tracee;
   }
