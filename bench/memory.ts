@@ -1,19 +1,7 @@
 import { putU64 } from '../src/abi/bytes.ts';
 import { bytesBackend, cached, RegionMemory, readVirtual, Tlb, translate } from '../src/machine/index.ts';
 
-/** Prints how often `work` can be done in a second: the best of several runs. */
-function measure(name: string, work: () => unknown): void {
-  const COUNT = 200_000;
-  let best = Number.POSITIVE_INFINITY;
-  for (let run = 0; run < 8; run++) {
-    const start = process.hrtime.bigint();
-    for (let i = 0; i < COUNT; i++) work();
-    best = Math.min(best, Number(process.hrtime.bigint() - start) / COUNT);
-  }
-  console.log(
-    `${name.padEnd(48)} ${best.toFixed(1).padStart(8)} ns ${(1e3 / best).toFixed(2).padStart(8)} M/s`,
-  );
-}
+import { type Measurement, ratePerSecond, type Suite } from './measurement.ts';
 
 const bytes = new Uint8Array(0x100000);
 const memory = new RegionMemory([
@@ -28,15 +16,30 @@ for (const [level, shift] of [39n, 30n, 21n, 12n].entries()) {
 
 const eight = new Uint8Array(8);
 const page = new Uint8Array(4096);
-measure('RegionMemory.read, 8 bytes', () => memory.read(0x5120, eight));
-measure('RegionMemory.read, 8 bytes across regions', () => memory.read(0x80000 - 4, eight));
-measure('RegionMemory.read, 4096 bytes', () => memory.read(0x5000, page));
-measure('translate, 4 levels', () => translate(memory, paging, gva));
-measure('readVirtual, 8 bytes', () => readVirtual(memory, paging, gva, eight));
-
 const tlb = new Tlb(memory);
-measure('Tlb.translate, hit', () => tlb.translate(paging, gva));
-measure('readVirtual with Tlb, 8 bytes', () => readVirtual(memory, paging, gva, eight, tlb));
 const cache = cached(memory, { pages: 64 });
-measure('cached read, 8 bytes', () => cache.read(0x5120, eight));
-measure('translate, 4 levels, cached', () => translate(cache, paging, gva));
+
+const WORK: readonly (readonly [string, () => unknown])[] = [
+  ['RegionMemory.read, 8 bytes', () => memory.read(0x5120, eight)],
+  ['RegionMemory.read, 8 bytes across regions', () => memory.read(0x80000 - 4, eight)],
+  ['RegionMemory.read, 4 KiB', () => memory.read(0x5000, page)],
+  ['translate, 4 levels', () => translate(memory, paging, gva)],
+  ['translate, 4 levels, with a TLB', () => tlb.translate(paging, gva)],
+  ['translate, 4 levels, with a page cache', () => translate(cache, paging, gva)],
+  ['readVirtual, 8 bytes', () => readVirtual(memory, paging, gva, eight)],
+  ['readVirtual, 8 bytes, with a TLB', () => readVirtual(memory, paging, gva, eight, tlb)],
+  ['cached read, 8 bytes', () => cache.read(0x5120, eight)],
+];
+
+/** Guest memory in this process, without any machine. */
+export const memorySuite: Suite = {
+  name: 'memory',
+  async run() {
+    return WORK.map(([name, work]): Measurement => {
+      const rate = ratePerSecond((count) => {
+        for (let i = 0; i < count; i++) work();
+      }, 150);
+      return { name, value: rate / 1e6, unit: 'M/s' };
+    });
+  },
+};

@@ -6,6 +6,7 @@ import { CONTINUE } from '../machine/index.ts';
 import {
   ACTION,
   type Action,
+  allocate,
   decodeEventReplyData,
   type EventData,
   type EventDefinition,
@@ -125,7 +126,7 @@ export class HookedVcpu {
   /** Drops the reference that the caller took when `run` is done; a driver's failure becomes `otherwise`. */
   #referenced<T>(run: () => Awaitable<T>, otherwise: T): Awaitable<T> {
     const result = attempt(run, (error) => {
-      this.hook.log.error(`vCPU ${this.index}: ${messageOf(error)}`);
+      this.hook.log.errorOnce(`vCPU ${this.index}: ${messageOf(error)}`);
       return otherwise;
     });
     return then(result, (value) => {
@@ -167,7 +168,7 @@ export class HookedVcpu {
     const { dialect } = this.hook;
     const definition = dialect.event(name);
     if (!definition || this.hook.ended) return LOST;
-    const message = Buffer.allocUnsafe(HEADER_SIZE + eventSize(dialect, definition));
+    const message = allocate(HEADER_SIZE + eventSize(dialect, definition));
     const at = stateOffset(dialect);
     return then(this.vcpu.readState(message.subarray(at, at + STATE_SIZE)), () => {
       if (this.hook.ended) return LOST;

@@ -11,6 +11,9 @@ export function formatUuid(uuid: Uint8Array): string {
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
 }
 
+/** More different messages than this are not told apart any more: a guest may be what makes them differ. */
+const MAX_DISTINCT = 256;
+
 /** Keeps quiet. */
 export const SILENT: Log = { info() {}, warn() {}, error() {} };
 
@@ -18,7 +21,7 @@ export const SILENT: Log = { info() {}, warn() {}, error() {} };
 export class HookLog {
   readonly #log: Log;
   readonly #prefix: string;
-  readonly #once = new Set<string>();
+  readonly #seen = new Set<string>();
 
   constructor(log: Log, uuid: Uint8Array) {
     this.#log = log;
@@ -33,14 +36,23 @@ export class HookLog {
     this.#log.warn(`${this.#prefix} WARNING: ${message}`);
   }
 
-  /** Warns the first time that `key` comes up while this VM is hooked. */
-  warnOnce(key: string, message: string): void {
-    if (this.#once.has(key)) return;
-    this.#once.add(key);
-    this.warn(message);
+  /** Warns the first time that this comes up while the VM is hooked. */
+  warnOnce(message: string): void {
+    if (this.#isNew(message)) this.warn(message);
   }
 
   error(message: string): void {
     this.#log.error(`${this.#prefix} ERROR: ${message}`);
+  }
+
+  /** Reports the first time that this comes up while the VM is hooked: a tool cannot flood the log. */
+  errorOnce(message: string): void {
+    if (this.#isNew(message)) this.error(message);
+  }
+
+  #isNew(message: string): boolean {
+    if (this.#seen.has(message) || this.#seen.size >= MAX_DISTINCT) return false;
+    this.#seen.add(message);
+    return true;
   }
 }

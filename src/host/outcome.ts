@@ -1,7 +1,14 @@
 import { KVM_ERRNO } from '../abi/errno.ts';
 import { KvmiError, messageOf } from '../error.ts';
 import { CapabilityError } from '../machine/index.ts';
-import { type CommandName, ERROR_SIZE, HEADER_SIZE, ProtocolError, type Replies } from '../wire/index.ts';
+import {
+  allocate,
+  type CommandName,
+  ERROR_SIZE,
+  HEADER_SIZE,
+  ProtocolError,
+  type Replies,
+} from '../wire/index.ts';
 import type { HookLog } from './log.ts';
 import type { Refusal } from './rules.ts';
 
@@ -13,9 +20,7 @@ export type Outcome<N extends CommandName = CommandName> = number | Replies[N] |
 
 /** Room for a reply that is nothing but `size` bytes, so that they can be read straight into it. */
 export function bytesReply(size: number): Uint8Array {
-  const message = Buffer.allocUnsafe(HEADER_SIZE + ERROR_SIZE + size);
-  message.fill(0, 0, HEADER_SIZE + ERROR_SIZE);
-  return message;
+  return allocate(HEADER_SIZE + ERROR_SIZE + size);
 }
 
 /** The bytes of a {@link bytesReply} that are data. */
@@ -43,11 +48,11 @@ const ERRNO_OF_CODE: Readonly<Record<string, number>> = {
 export function errnoOf(error: unknown, log: HookLog, what: string): number {
   if (error instanceof ProtocolError) throw error;
   if (error instanceof CapabilityError) {
-    log.warnOnce(error.message, error.message);
+    log.warnOnce(error.message);
     return KVM_ERRNO.KVM_EOPNOTSUPP;
   }
   const known = error instanceof KvmiError ? ERRNO_OF_CODE[error.code] : undefined;
   if (known !== undefined) return known;
-  log.error(`${what} failed: ${messageOf(error)}`);
+  log.errorOnce(`${what} failed: ${messageOf(error)}`);
   return KVM_ERRNO.KVM_EFAULT;
 }

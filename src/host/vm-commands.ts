@@ -177,7 +177,7 @@ const nextAvailableGfn: VmHandler<'VM_GET_NEXT_AVAILABLE_GFN'> = ({ machine }) =
 };
 
 const getMapToken: VmHandler<'VM_GET_MAP_TOKEN'> = (hook): Outcome<'VM_GET_MAP_TOKEN'> => {
-  hook.log.warnOnce('map token', 'mapping guest memory into another guest needs a patched kernel');
+  hook.log.warnOnce('mapping guest memory into another guest needs a patched kernel');
   return KVM_ERRNO.KVM_EOPNOTSUPP;
 };
 

@@ -1,45 +1,25 @@
 import type { Channel, ChannelHandler } from './channel.ts';
+import { ChannelWrapper } from './wrapper.ts';
 
 /**
  * A paused channel of which too much was read: delivers those bytes first, once it is resumed.
  */
-export class PrefixedChannel implements Channel {
-  readonly #channel: Channel;
+export class PrefixedChannel extends ChannelWrapper {
   readonly #prefix: Uint8Array[];
   #handler: ChannelHandler | undefined;
 
-  constructor(channel: Channel, prefix: readonly Uint8Array[]) {
-    this.#channel = channel;
+  constructor(inner: Channel, prefix: readonly Uint8Array[]) {
+    super(inner);
     this.#prefix = [...prefix];
   }
 
-  get peer(): string {
-    return this.#channel.peer;
-  }
-
-  get backlog(): number {
-    return this.#channel.backlog;
-  }
-
-  open(handler: ChannelHandler): void {
+  override open(handler: ChannelHandler): void {
     this.#handler = handler;
-    this.#channel.open(handler);
+    this.inner.open(handler);
   }
 
-  write(bytes: Uint8Array): void {
-    this.#channel.write(bytes);
-  }
-
-  pause(): void {
-    this.#channel.pause();
-  }
-
-  resume(): void {
+  override resume(): void {
     for (let bytes = this.#prefix.shift(); bytes; bytes = this.#prefix.shift()) this.#handler?.data(bytes);
-    this.#channel.resume();
-  }
-
-  shutdown(): void {
-    this.#channel.shutdown();
+    this.inner.resume();
   }
 }

@@ -1,6 +1,7 @@
 import { getS32, getU16, isZero, putU16, putU32 } from '../abi/bytes.ts';
 import { KVM_ERRNO, type KvmErrno } from '../abi/errno.ts';
 import { KvmiError } from '../error.ts';
+import { allocate } from './allocate.ts';
 import { type CommandDefinition, type Dialect, NotInDialectError } from './dialect.ts';
 import { HEADER_SIZE, MAX_PAYLOAD, ProtocolError, putHeader } from './header.ts';
 import { errorCode, vcpuHeader } from './layouts.ts';
@@ -67,7 +68,7 @@ export function encodeCommand<N extends CommandName>(
       data: { name, size },
     });
   }
-  const message = new Uint8Array(HEADER_SIZE + size);
+  const message = allocate(HEADER_SIZE + size);
   putHeader(message, 0, definition.id, size, seq);
   if (definition.vcpuIn === 'header') putU16(message, HEADER_SIZE, vcpu);
   definition.request.write(message, start, definition.vcpuIn === 'body' ? { ...body, vcpu } : body);
@@ -76,7 +77,7 @@ export function encodeCommand<N extends CommandName>(
 
 /** A reply that carries an error (`errno` 0: success without data), header included. */
 export function encodeErrorReply(id: number, seq: number, errno: number): Uint8Array {
-  const message = new Uint8Array(HEADER_SIZE + ERROR_SIZE);
+  const message = allocate(HEADER_SIZE + ERROR_SIZE);
   putHeader(message, 0, id, ERROR_SIZE, seq);
   putU32(message, HEADER_SIZE, -errno);
   return message;
@@ -89,7 +90,7 @@ export function encodeReply<N extends CommandName>(
   data: Replies[N],
 ): Uint8Array {
   const size = ERROR_SIZE + definition.reply.sizeOf(data);
-  const message = new Uint8Array(HEADER_SIZE + size);
+  const message = allocate(HEADER_SIZE + size);
   putHeader(message, 0, definition.id, size, seq);
   definition.reply.write(message, HEADER_SIZE + ERROR_SIZE, data);
   return message;

@@ -1,5 +1,6 @@
 import { getU16, getU32, isZero, putU16 } from '../abi/bytes.ts';
 import { vcpuState } from '../abi/x86.ts';
+import { allocate } from './allocate.ts';
 import { ACTION, type Action, type Dialect, type EventDefinition, NotInDialectError } from './dialect.ts';
 import { HEADER_SIZE, ProtocolError, putHeader } from './header.ts';
 import { vcpuHeader } from './layouts.ts';
@@ -138,7 +139,7 @@ export function encodeEventReply(
     throw new NotInDialectError(`action ${action} for event ${definition.name}`, dialect.name);
   }
   const size = EVENT_REPLY_SIZE + definition.reply.size;
-  const message = new Uint8Array(HEADER_SIZE + size);
+  const message = allocate(HEADER_SIZE + size);
   putHeader(message, 0, dialect.messages.eventReply, size, event.seq);
   putU16(message, HEADER_SIZE, event.vcpu);
   message[HEADER_SIZE + 8] = ACTION[action];

@@ -3,6 +3,7 @@ import { v7 } from './v7.ts';
 import { v9 } from './v9.ts';
 import { v12 } from './v12.ts';
 
+export { allocate } from './allocate.ts';
 export * from './command.ts';
 export {
   ACTION,

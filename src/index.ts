@@ -1,0 +1,13 @@
+export { KvmiError } from './error.ts';
+export { type IntrospectOptions, introspect } from './introspect.ts';
+export {
+  type Breakpoints,
+  connectGuest,
+  type Guest,
+  type GuestEvent,
+  type GuestMemory,
+  type GuestVcpu,
+  listen,
+  type Registers,
+  ToolServer,
+} from './tool/index.ts';

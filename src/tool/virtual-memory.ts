@@ -1,0 +1,62 @@
+import { getU64 } from '../abi/bytes.ts';
+import type { Gpa, Gva } from '../machine/index.ts';
+import { type GuestMemory, notBacked, type Piece, splitAtPages, windowed } from './memory.ts';
+import type { GuestVcpu } from './vcpu.ts';
+
+const PAGE_MASK = 0xfffn;
+
+/** One page's part of a range, and where it is in guest-physical memory. */
+interface Mapped extends Piece {
+  readonly gpa: Gpa;
+}
+
+/**
+ * Memory as a vCPU addresses it. Each page costs a VCPU_TRANSLATE_GVA, which the vCPU carries out: with its current
+ * page tables and as a supervisor. To read without taking a running vCPU out of the guest, walk the page
+ * tables with `readVirtual` of machine/ over `guest.memory`.
+ */
+export class VirtualMemory {
+  readonly #vcpu: GuestVcpu;
+  readonly #memory: GuestMemory;
+
+  constructor(vcpu: GuestVcpu, memory: GuestMemory) {
+    this.#vcpu = vcpu;
+    this.#memory = memory;
+  }
+
+  /** Fills `into` from `gva` on. False when any byte of it is not mapped or not backed. */
+  async read(gva: Gva, into: Uint8Array): Promise<boolean> {
+    return windowed(piecesOf(gva, into.length), async ({ at, size }) => {
+      const gpa = await this.#vcpu.translate(gva + BigInt(at));
+      return gpa !== undefined && this.#memory.read(gpa, into.subarray(at, at + size));
+    });
+  }
+
+  /** Writes `from` at `gva`. False when a page is not mapped (nothing is written) or cannot be written. */
+  async write(gva: Gva, from: Uint8Array): Promise<boolean> {
+    const pages: Mapped[] = [];
+    const mapped = await windowed(piecesOf(gva, from.length), async (piece) => {
+      const gpa = await this.#vcpu.translate(gva + BigInt(piece.at));
+      if (gpa !== undefined) pages.push({ ...piece, gpa });
+      return gpa !== undefined;
+    });
+    if (!mapped) return false;
+    return windowed(pages, ({ gpa, at, size }) => this.#memory.write(gpa, from.subarray(at, at + size)));
+  }
+
+  /** A copy of `size` bytes. Throws a KvmiError with code E_NOT_BACKED when some are not mapped. */
+  async readBytes(gva: Gva, size: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(size);
+    if (!(await this.read(gva, bytes))) throw notBacked(BigInt.asUintN(64, gva), size);
+    return bytes;
+  }
+
+  /** The eight bytes at `gva`. Throws as {@link readBytes}. */
+  async u64(gva: Gva): Promise<bigint> {
+    return getU64(await this.readBytes(gva, 8), 0);
+  }
+}
+
+function piecesOf(gva: Gva, size: number): Piece[] {
+  return splitAtPages(Number(gva & PAGE_MASK), size);
+}
