@@ -1,3 +1,5 @@
+import { findQemu } from './drivers/qemu-finder.ts';
+
 /** A VM that runs on this host, whether kvmi can hook it or not. */
 export interface FoundVm {
   readonly pid: number | undefined;
@@ -7,7 +9,7 @@ export interface FoundVm {
   readonly vcpus: number | undefined;
   /** Bytes of guest memory. */
   readonly memory: number | undefined;
-  /** The program that runs it: `QEMU 7.2`. */
+  /** The program that runs it. */
   readonly vmm: string;
   /** `tcg`, `kvm`, …; undefined when it is not known. */
   readonly accelerator: string | undefined;
@@ -19,7 +21,8 @@ export interface FoundVm {
 /** A way to find VMs. Finders are independent: what one cannot see another may. */
 type Finder = () => Promise<FoundVm[]>;
 
-const FINDERS: readonly Finder[] = [];
+/** Every finder; a driver adds its own here. */
+const FINDERS: readonly Finder[] = [findQemu];
 
 /** Every VM of this host. */
 export async function discover(): Promise<FoundVm[]> {

@@ -14,6 +14,11 @@ const CHECK_VM = 'See whether the VM still runs: `kvmi list`.';
 
 /** Every code that an error of kvmi can have. Codes never change their meaning. */
 export const ERROR_CODES = {
+  E_ABORTED: {
+    exit: 'interrupted',
+    meaning: 'A memory dump was interrupted.',
+    next: 'Run it again: it goes on where it was.',
+  },
   E_ADDRESS: {
     exit: 'usage',
     meaning: 'A socket address is not `unix:PATH`, `tcp:HOST:PORT` or `vsock:CID:PORT`.',
@@ -74,6 +79,26 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'Something that the tool had turned on could not be turned off by it.',
     next: 'Nothing: unhooking removes what is left. The message names it.',
+  },
+  E_DUMP_COMPRESSION: {
+    exit: 'unsupported',
+    meaning: 'A memory dump is compressed in a way that cannot be read here.',
+    next: 'Dump with zlib, or use a newer Node.js; the message says which.',
+  },
+  E_DUMP_DAMAGED: {
+    exit: 'error',
+    meaning: 'A memory dump is not what it says it is.',
+    next: 'It may be cut off or still being written: compare its size, and dump again.',
+  },
+  E_DUMP_FILE: {
+    exit: 'noSuchVm',
+    meaning: 'A memory dump cannot be opened.',
+    next: 'Check the path and the rights.',
+  },
+  E_ELF: {
+    exit: 'error',
+    meaning: 'A vmlinux file cannot be read.',
+    next: 'Give the uncompressed vmlinux of exactly this kernel.',
   },
   E_EXPRESSION: {
     exit: 'usage',
@@ -147,6 +172,11 @@ export const ERROR_CODES = {
     meaning: 'Somebody listens at that socket path, or something that is no socket is there.',
     next: 'Choose another path, or remove the file.',
   },
+  E_ISF: {
+    exit: 'error',
+    meaning: 'An ISF file, which was to give the types of a kernel, lacks something.',
+    next: 'Give a symbol file of Volatility 3.',
+  },
   E_KALLSYMS: {
     exit: 'unknownOs',
     meaning: "The kernel's symbol table does not make sense.",
@@ -205,7 +235,7 @@ export const ERROR_CODES = {
   E_NO_VM: {
     exit: 'noSuchVm',
     meaning: 'There is no such VM.',
-    next: '`kvmi list` shows what was found; others are reached by `qemu:PATH` or `libvirt:DOMAIN`.',
+    next: '`kvmi list` shows what was found; others are reached by their QMP socket: `qemu:PATH`.',
   },
   E_NOT_BACKED: {
     exit: 'error',
@@ -297,6 +327,11 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'The kernel has no type of that name.',
     next: 'Names are those of the kernel source, without `struct`: `task_struct`.',
+  },
+  E_TYPES_FILE: {
+    exit: 'error',
+    meaning: 'A file that was to give the types of a kernel cannot be read.',
+    next: 'Give a vmlinux file with BTF, a copy of /sys/kernel/btf/vmlinux, or an ISF file.',
   },
   E_UNSUPPORTED: {
     exit: 'unsupported',

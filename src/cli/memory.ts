@@ -3,6 +3,7 @@ import { KvmiError } from '../error.ts';
 import { GPA_LIMIT, PAGE_SIZE } from '../machine/index.ts';
 import { UsageError } from './errors.ts';
 import { formatHex } from './output/columns.ts';
+import type { Place } from './values.ts';
 
 /** Reads guest memory at an address, physical or virtual; false when some of it is not there. */
 export type ReadMemory = (address: bigint, into: Uint8Array) => Awaitable<boolean>;
@@ -78,6 +79,12 @@ export class Holes {
     if (this.#first !== undefined) this.#report(`${this.#what} at ${this.#range()}`);
     this.#first = undefined;
   }
+}
+
+/** What is said about a place that is to be physical: it has no symbols. */
+export function physicalAddress({ symbol, offset }: Place): bigint {
+  if (symbol === undefined) return offset;
+  throw new UsageError(`${symbol} is a symbol, and symbols are virtual`, 'Leave --physical out.');
 }
 
 /** Checks that a range ends where addresses end. */

@@ -1,16 +1,17 @@
 import { KvmiError } from '../error.ts';
-import type { Machine } from '../machine/index.ts';
 import { type Argument, argument, optionalArgument } from './command.ts';
 import type { Context } from './context.ts';
 import { discover, type FoundVm, handleOf } from './discover.ts';
 import { EMBEDDED_TARGET } from './drivers/embedded.ts';
+import { LIBVIRT_TARGET } from './drivers/libvirt.ts';
 import { QEMU_TARGET } from './drivers/qemu.ts';
+import { SNAPSHOT_TARGET } from './drivers/snapshot.ts';
 import { didYouMean } from './suggest.ts';
-import type { TargetKind } from './target-kind.ts';
+import type { OpenedVm, TargetKind } from './target-kind.ts';
 import { text } from './values.ts';
 
 /** Every kind; a driver adds its own here. */
-const TARGET_KINDS: readonly TargetKind[] = [QEMU_TARGET, EMBEDDED_TARGET];
+const TARGET_KINDS: readonly TargetKind[] = [QEMU_TARGET, LIBVIRT_TARGET, SNAPSHOT_TARGET, EMBEDDED_TARGET];
 
 /** `qemu:` and the like. */
 export const TARGET_PREFIXES = TARGET_KINDS.map(({ prefix }) => `${prefix}:`);
@@ -42,7 +43,7 @@ export function targetTerms(): [term: string, about: string][] {
  *
  * @throws KvmiError with code E_NO_VM, E_AMBIGUOUS_VM, E_NOT_HOOKABLE, or what the driver throws.
  */
-export async function openVm(wanted: string | undefined, context: Context): Promise<Machine> {
+export async function openVm(wanted: string | undefined, context: Context): Promise<OpenedVm> {
   const prefixed = openPrefixed(wanted ?? ONLY, context);
   if (prefixed) return prefixed;
   const vm = chooseVm(wanted, await discover());
@@ -51,10 +52,10 @@ export async function openVm(wanted: string | undefined, context: Context): Prom
   return openPrefixed(vm.target, context)!;
 }
 
-function openPrefixed(target: string, context: Context): Promise<Machine> | undefined {
+function openPrefixed(target: string, context: Context): Promise<OpenedVm> | undefined {
   const colon = target.indexOf(':');
   const kind = TARGET_KINDS.find(({ prefix }) => prefix === target.slice(0, Math.max(0, colon)));
-  return kind?.open(target.slice(colon + 1), context);
+  return kind?.open(target.slice(colon + 1), context).then((machine) => ({ machine, kind }));
 }
 
 /** The one of `found` that `wanted` means; undefined and `-` mean the only one. */

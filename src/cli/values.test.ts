@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { address, commaList, hexBytes, integer, oneOf, parseNumber, seconds } from './values.ts';
+import { address, commaList, hexBytes, integer, oneOf, parseNumber, place, seconds } from './values.ts';
 
 const USAGE = { code: 'E_USAGE' };
 
@@ -58,4 +58,13 @@ test('lists and words', () => {
   assert.deepEqual(commaList('a, b,,c'), ['a', 'b', 'c']);
   assert.equal(oneOf('--color', ['auto', 'never'])('never'), 'never');
   assert.throws(() => oneOf('--color', ['auto', 'never'])('red'), { message: /auto, never/ });
+});
+
+test('a place is an address, or a symbol with an offset', () => {
+  assert.deepEqual(place('0x1000'), { symbol: undefined, offset: 0x1000n });
+  assert.deepEqual(place('4096'), { symbol: undefined, offset: 4096n });
+  assert.deepEqual(place('do_sys_openat2'), { symbol: 'do_sys_openat2', offset: 0n });
+  assert.deepEqual(place('x.cold+0x10'), { symbol: 'x.cold', offset: 16n });
+  for (const text of ['', '12zz', 'a b', 'a+', 'a+b', '+5', 'a-1'])
+    assert.throws(() => place(text), USAGE, text);
 });

@@ -33,11 +33,27 @@ export const address: Parse<bigint> = (text) => {
   if (value === undefined) {
     throw new UsageError(
       `address ${quoted(text)} is no number`,
-      'Write it in hexadecimal (0xffffffff81000000) or decimal.',
+      'Write it in hexadecimal (0xffffffff81000000), in decimal, or as a symbol of the kernel.',
     );
   }
   if (value >= ADDRESS_LIMIT) throw new UsageError(`address ${text} has more than 64 bits`);
   return value;
+};
+
+/** An address, or a symbol of the guest's kernel with an offset. */
+export interface Place {
+  readonly symbol: string | undefined;
+  /** The address itself when there is no symbol. */
+  readonly offset: bigint;
+}
+
+const SYMBOL = /^([A-Za-z_.$][\w.$]*)(?:\+(0x[0-9a-f]+|\d+))?$/i;
+
+/** `0xffffffff81000000`, `do_sys_openat2` or `do_sys_openat2+0x10`. */
+export const place: Parse<Place> = (text) => {
+  const [, symbol, offset] = SYMBOL.exec(text) ?? [];
+  if (symbol !== undefined) return { symbol, offset: offset === undefined ? 0n : address(offset) };
+  return { symbol: undefined, offset: address(text) };
 };
 
 /** Seconds, with decimals, as milliseconds. */

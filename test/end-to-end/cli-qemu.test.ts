@@ -47,6 +47,50 @@ describe('kvmi with QEMU', { skip: whyNoLinuxGuest() ?? false }, () => {
     assert.deepEqual(await text.changes(vm), []);
   }
 
+  test('list: finds the VM, and every way to name it leads there', async () => {
+    const rows = await json(['list', '--filter', `pid=${vm.pid}`]);
+    assert.equal(rows.length, 1);
+    const { name, vcpus, memory, accelerator, target: found, reason } = rows[0]!;
+    assert.deepEqual([name, vcpus, memory, accelerator], ['kvmi-test', 2, 256 << 20, 'tcg']);
+    assert.deepEqual([found, reason], [target, null], 'the socket that the test uses itself is passed over');
+    assert.equal((await json(['info', String(vm.pid)]))[0]?.value, 'kvmi-test');
+  });
+
+  test('list and doctor: a VM whose QMP socket is in use', async () => {
+    const server = await listen(`unix:${join(directory, 'taken')}`);
+    const hook = new KvmiProcess(['hook', target, '--tool', server.address]);
+    const { value: guest } = await server[Symbol.asyncIterator]().next();
+    const [row] = await json(['list', '--filter', `pid=${vm.pid}`]);
+    assert.equal(row?.target, null);
+    assert.match(String(row?.reason), /in use/);
+    const refused = await kvmi(['regs', String(vm.pid)]);
+    assert.equal(refused.code, EXIT.unsupported.code);
+    assert.match(refused.stderr, /in use \[E_NOT_HOOKABLE\]/);
+    const findings = await json(['doctor', '--filter', `about~^${vm.pid} `]);
+    assert.equal(findings[0]?.severity, 'warning');
+    await guest!.detach();
+    await hook.ended;
+    await server.close();
+  });
+
+  test('a hostile name does not reach the terminal as it is', async () => {
+    const hostile = await LinuxGuest.boot({ paused: true, args: ['-name', 'x\x1b]0;pwned\x07\u202e'] });
+    try {
+      for (const args of [
+        ['list'],
+        ['list', '-o', 'csv'],
+        ['list', '-o', 'json'],
+        ['doctor'],
+        ['regs', '-'],
+      ]) {
+        const { stdout, stderr } = await kvmi(args);
+        assert.doesNotMatch(stdout + stderr, /[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]/, args.join(' '));
+      }
+    } finally {
+      await hostile.kill();
+    }
+  });
+
   test('info: name, memory map, capabilities with reasons', async () => {
     const rows = await json(['info', target]);
     const found = (name: string) => rows.find((row) => row.name === name);
@@ -70,13 +114,15 @@ describe('kvmi with QEMU', { skip: whyNoLinuxGuest() ?? false }, () => {
   });
 
   test('read: the banner of the kernel', async () => {
-    const { stdout } = await kvmi(['read', target, `0x${symbols.linux_banner!.toString(16)}`, '13', '--raw']);
-    assert.equal(stdout, 'Linux version');
+    for (const place of [`0x${symbols.linux_banner!.toString(16)}`, 'linux_banner']) {
+      const { stdout, stderr } = await kvmi(['read', target, place, '13', '--raw']);
+      assert.equal(stdout, 'Linux version', stderr);
+    }
   });
 
   test('break: hits while the guest calls the function; afterwards its code is as before', async () => {
     const address = `0x${symbols[FUNCTION]!.toString(16)}`;
-    const process = new KvmiProcess(['break', target, address, '-n', '3', '-v', '-c', 'vcpu,rip']);
+    const process = new KvmiProcess(['break', target, FUNCTION, '-n', '3', '-v', '-c', 'vcpu,rip']);
     await process.seen('stderr', /waiting at/);
     await vm.run('for i in 1 2 3; do id -u; done >/dev/null');
     const { code, stdout, stderr } = await process.ended;

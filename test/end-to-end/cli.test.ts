@@ -52,7 +52,8 @@ describe('help and errors', { concurrency: 2 }, () => {
     [['list', '-c', 'nmae'], /Did you mean name/],
     [['list', '--filter', 'pid>many'], /many/],
     [['read', 'embedded:'], /ADDRESS/],
-    [['read', 'embedded:', 'main'], /hexadecimal/],
+    [['read', 'embedded:', '12zz'], /hexadecimal/],
+    [['read', 'embedded:', 'timer', '--physical'], /symbols are virtual/],
     [['read', 'embedded:', '0', '16', 'more'], /arguments/],
     [['regs', 'embedded:', '--vcpu', '7'], /vCPU 7/],
     [['regs', 'embedded:', '--msr', 'lsatr'], /Did you mean lstar/],
@@ -192,6 +193,21 @@ describe('commands', { concurrency: 2 }, () => {
     );
   });
 
+  test('a memory dump is a VM that has stopped', async () => {
+    const dump = join(directory, 'memory.raw');
+    const content = Buffer.alloc(64 << 10, 0x5a);
+    writeFileSync(dump, content);
+    const info = await kvmi(['info', `file:${dump}`, '-o', 'json']);
+    assert.equal(document(info.stdout).rows.find((row) => row.section === 'memory')?.value, content.length);
+    const read = await kvmi(['read', `file:${dump}`, '0x8000', '16', '-p', '--hex']);
+    assert.equal(read.stdout, `${'5a'.repeat(16)}\n`);
+    const regs = await kvmi(['regs', `file:${dump}`]);
+    assert.notEqual(regs.code, EXIT.ok.code, 'a raw dump has no registers');
+    const breakpoint = await kvmi(['break', `file:${dump}`, '0x1000']);
+    assert.equal(breakpoint.code, EXIT.unsupported.code, breakpoint.stderr);
+    assert.equal((await kvmi(['info', 'file:/nonexistent'])).code, EXIT.noSuchVm.code);
+  });
+
   test('write: needs to be allowed, and tells what was there', async () => {
     const refused = await kvmi(['write', 'embedded:', KERNEL, '90']);
     assert.equal(refused.code, EXIT.permission.code);
@@ -276,6 +292,17 @@ describe('break', { concurrency: 2 }, () => {
     const { code, stderr } = await process.ended;
     assert.equal(code, EXIT.ok.code);
     assert.match(stderr, /the breakpoint is removed/);
+  });
+
+  test('a symbol of the kernel is an address', async () => {
+    const { code, stdout } = await kvmi(['break', 'embedded:', 'timer', '-n', '1', '-q']);
+    assert.equal(code, EXIT.ok.code);
+    assert.equal(stdout, `${TIMER}\n`);
+    const read = await kvmi(['read', 'embedded:', 'text_start+1', '2', '--hex']);
+    assert.equal(read.stdout, 'bc00\n');
+    const unknown = await kvmi(['break', 'embedded:', 'tiemr']);
+    assert.equal(unknown.code, EXIT.error.code);
+    assert.match(unknown.stderr, /\[E_SYMBOL\]\nhint: Did you mean timer/);
   });
 
   test('an address that is not mapped', async () => {

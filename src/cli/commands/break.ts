@@ -8,7 +8,7 @@ import { GENERAL_NAMES } from '../registers.ts';
 import { withGuest } from '../session.ts';
 import type { StopMeter } from '../stop-meter.ts';
 import { VM } from '../targets.ts';
-import { address, integer } from '../values.ts';
+import { integer, place } from '../values.ts';
 import { vcpuOf } from './regs.ts';
 
 const registerColumns = GENERAL_NAMES.map(
@@ -66,7 +66,10 @@ export const breakCommand = command({
       'each hit. At the end - after --count hits, --timeout, or Ctrl-C - the breakpoint is removed and the VM unhooked.',
     'When rows are read more slowly than they come, the guest is slowed down; none is lost.',
   ],
-  arguments: [VM, argument('ADDRESS', 'guest-virtual address of an instruction', address)],
+  arguments: [
+    VM,
+    argument('ADDRESS', 'guest-virtual address of an instruction, or a symbol of the kernel', place),
+  ],
   options: {
     count: valueOption('-n, --count <N>', 'end after that many hits', integer('--count', 1)),
     regs: flag('-r, --regs', 'all general registers in the table, too'),
@@ -78,9 +81,9 @@ export const breakCommand = command({
     ),
   },
   examples: [
-    { command: 'kvmi break VM 0xffffffff81234560', does: 'until Ctrl-C' },
+    { command: 'kvmi break VM do_sys_openat2', does: 'until Ctrl-C' },
     {
-      command: 'kvmi break VM 0xffffffff81234560 -n 10 -c time,vcpu,rdi,rsi',
+      command: 'kvmi break VM do_sys_openat2 -n 10 -c time,vcpu,rdi,rsi',
       does: 'ten hits, with two arguments',
     },
     {
@@ -91,9 +94,10 @@ export const breakCommand = command({
   columns,
   stream: true,
   shown: ({ regs }) => (regs ? columns.map(({ name }) => name) : undefined),
-  run(context, [vm, gva], { count = Number.POSITIVE_INFINITY, vcpu }) {
-    return withGuest(context, vm, async function* (guest, machine) {
+  run(context, [vm, where], { count = Number.POSITIVE_INFINITY, vcpu }) {
+    return withGuest(context, vm, async function* (guest, machine, addressOf) {
       requireCapability(machine.capabilities, 'breakpoint');
+      const gva = await addressOf(where);
       const hits = new Mailbox<Row>();
       const summary = new Summary();
       const end = (): void => hits.end();

@@ -1,12 +1,12 @@
 import { argument, command, defaultOption, flag, optionalArgument } from '../command.ts';
 import type { Context } from '../context.ts';
 import { UsageError } from '../errors.ts';
-import { checkRange, Holes, type ReadMemory, readRange } from '../memory.ts';
+import { checkRange, Holes, physicalAddress, type ReadMemory, readRange } from '../memory.ts';
 import type { Row } from '../output/columns.ts';
 import { hexdump, hexRows } from '../output/hexdump.ts';
 import { withGuest, withMachine } from '../session.ts';
 import { VM } from '../targets.ts';
-import { address, integer } from '../values.ts';
+import { integer, place } from '../values.ts';
 import { vcpuOf } from './regs.ts';
 
 const DEFAULT_SIZE = 256;
@@ -55,7 +55,7 @@ export const read = command({
   ],
   arguments: [
     VM,
-    argument('ADDRESS', 'where to start: 0xffffffff81000000', address),
+    argument('ADDRESS', 'where to start: 0xffffffff81000000, or a symbol of the kernel: linux_banner', place),
     optionalArgument(
       'SIZE',
       `bytes, with K, M or G if you like (default: ${DEFAULT_SIZE})`,
@@ -74,7 +74,7 @@ export const read = command({
     hex: flag('--hex', 'hexadecimal digits without addresses'),
   },
   examples: [
-    { command: 'kvmi read VM 0xffffffff81000000 64', does: 'a hexdump of kernel code' },
+    { command: 'kvmi read VM linux_banner 64', does: 'a hexdump of what is at a symbol of a Linux kernel' },
     {
       command: 'kvmi read VM 0 1M --physical --raw >low.bin',
       does: 'the first MiB of physical memory to a file',
@@ -88,20 +88,23 @@ export const read = command({
   ],
   text: hexdump,
   run(context, [vm, start, size = DEFAULT_SIZE], { physical, vcpu, raw, hex }) {
-    checkRange(start, size, physical);
     if (raw && hex) throw new UsageError('--raw and --hex exclude each other');
     if (raw && context.terminal) {
       throw new UsageError('--raw would write bytes to a terminal', 'Redirect it: >FILE, or use --hex.');
     }
     const form = { raw, hex, physical };
     if (physical) {
+      const gpa = physicalAddress(start);
+      checkRange(gpa, size, physical);
       return withMachine(context, vm, ({ memory }) =>
-        printed(context, (at, into) => memory.read(Number(at), into), start, size, form),
+        printed(context, (at, into) => memory.read(Number(at), into), gpa, size, form),
       );
     }
-    return withGuest(context, vm, (guest) => {
+    return withGuest(context, vm, async function* (guest, _machine, addressOf) {
       const { memory } = vcpuOf(guest, vcpu);
-      return printed(context, (at, into) => memory.read(at, into), start, size, form);
+      const gva = await addressOf(start);
+      checkRange(gva, size, physical);
+      yield* printed(context, (at, into) => memory.read(at, into), gva, size, form);
     });
   },
 });

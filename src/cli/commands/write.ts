@@ -4,11 +4,11 @@ import { KvmiError, messageOf } from '../../error.ts';
 import { requireCapability } from '../../machine/index.ts';
 import { argument, command, defaultOption, flag, optionalArgument, valueOption } from '../command.ts';
 import { UsageError } from '../errors.ts';
-import { checkRange, type ReadMemory } from '../memory.ts';
+import { checkRange, physicalAddress, type ReadMemory } from '../memory.ts';
 import { formatHex, type Row } from '../output/columns.ts';
 import { withGuest, withMachine } from '../session.ts';
 import { VM } from '../targets.ts';
-import { address, hexBytes, integer, text } from '../values.ts';
+import { hexBytes, integer, place, text } from '../values.ts';
 import { vcpuOf } from './regs.ts';
 
 /** More is hardly meant, and would have to be held in memory twice. */
@@ -59,7 +59,7 @@ export const write = command({
   ],
   arguments: [
     VM,
-    argument('ADDRESS', 'where to start', address),
+    argument('ADDRESS', 'where to start; a symbol of the kernel, too', place),
     optionalArgument('BYTES', "hexadecimal: 90cc or '90 cc'", hexBytes),
   ],
   options: {
@@ -84,30 +84,33 @@ export const write = command({
   ],
   run(context, [vm, start, hex], { allowWrite, file, physical, vcpu }) {
     const bytes = bytesToWrite(hex, file);
-    checkRange(start, bytes.length, physical);
     if (!allowWrite) {
       throw new KvmiError('E_NEEDS_ALLOW', 'writing changes the guest, and may crash it', {
         hint: 'Add --allow-write when that is what you want.',
       });
     }
     if (physical) {
+      const gpa = physicalAddress(start);
+      checkRange(gpa, bytes.length, physical);
       return withMachine(context, vm, ({ memory, capabilities }) => {
         requireCapability(capabilities, 'memory-write');
         return written(
           (at, into) => memory.read(Number(at), into),
           (at, from) => memory.write(Number(at), from),
-          start,
+          gpa,
           bytes,
         );
       });
     }
-    return withGuest(context, vm, (guest, { capabilities }) => {
+    return withGuest(context, vm, async function* (guest, { capabilities }, addressOf) {
       requireCapability(capabilities, 'memory-write');
       const { memory } = vcpuOf(guest, vcpu);
-      return written(
+      const gva = await addressOf(start);
+      checkRange(gva, bytes.length, physical);
+      yield* written(
         (at, into) => memory.read(at, into),
         (at, from) => memory.write(at, from),
-        start,
+        gva,
         bytes,
       );
     });

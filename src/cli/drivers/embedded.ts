@@ -15,4 +15,7 @@ export const EMBEDDED_TARGET: TargetKind = {
     machine.start();
     return machine;
   },
+  async symbols() {
+    return (await import('../../drivers/embedded/index.ts')).kernelSymbols();
+  },
 };
