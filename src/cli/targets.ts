@@ -3,14 +3,14 @@ import { type Argument, argument, optionalArgument } from './command.ts';
 import type { Context } from './context.ts';
 import { discover, type FoundVm, handleOf } from './discover.ts';
 import { EMBEDDED_TARGET } from './drivers/embedded.ts';
-import { QEMU_TARGET } from './drivers/qemu.ts';
+import { LIBVIRT_TARGET, QEMU_TARGET } from './drivers/qemu.ts';
 import { SNAPSHOT_TARGET } from './drivers/snapshot.ts';
 import { didYouMean } from './suggest.ts';
 import type { OpenedVm, TargetKind } from './target-kind.ts';
 import { text } from './values.ts';
 
 /** Every kind; a driver adds its own here. */
-const TARGET_KINDS: readonly TargetKind[] = [QEMU_TARGET, SNAPSHOT_TARGET, EMBEDDED_TARGET];
+const TARGET_KINDS: readonly TargetKind[] = [QEMU_TARGET, LIBVIRT_TARGET, SNAPSHOT_TARGET, EMBEDDED_TARGET];
 
 /** `qemu:` and the like. */
 export const TARGET_PREFIXES = TARGET_KINDS.map(({ prefix }) => `${prefix}:`);

@@ -8,7 +8,7 @@ import {
   encodeEventReply,
   type ReceivedEvent,
 } from '../wire/index.ts';
-import { generalBytes, type Registers, registersOf } from './registers.ts';
+import { type Registers, registersOf } from './registers.ts';
 import type { GuestVcpu } from './vcpu.ts';
 
 /** What an answer can carry besides its action. */
@@ -118,7 +118,10 @@ export class GuestEvent<N extends EventName = EventName> {
       this.#replyData(details as AllDetails | undefined),
     );
     this.#answered = true;
-    if (details?.registers) this.vcpu.setRegistersBefore(generalBytes(details.registers));
+    if (details?.registers) {
+      const { connection } = this.vcpu;
+      this.vcpu.postRegisters(details.registers, (error) => connection.report(error as Error));
+    }
     return this.vcpu.stop.answer(message);
   }
 

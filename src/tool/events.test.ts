@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
-import { hooked } from '../../test/kit/hooked.ts';
+import { codeOf, hooked } from '../../test/kit/hooked.ts';
 import { kvmRegs, putRegister, STATE_SIZE, vcpuState } from '../abi/index.ts';
 import { deferred } from '../awaitable.ts';
 import type { KvmiError } from '../error.ts';
@@ -347,6 +347,14 @@ test('an event of a vCPU that was not counted is answered, too', async () => {
   const { guest, host } = await hooked({ vcpus: 1 });
   assert.equal((await host.event('HYPERCALL', 5, {})).action, 'continue');
   assert.equal(guest.vcpus.length, 6);
+});
+
+test('a number of vCPUs that nobody has ends the connection', async () => {
+  const { guest, host } = await hooked();
+  host.channel.write(host.message('HYPERCALL', 4096, {}).bytes);
+  assert.equal(((await guest.closed) as KvmiError).code, 'E_PROTOCOL');
+  const many = hooked({ prepare: (peer) => peer.on('VM_GET_INFO', () => ({ vcpu_count: 0xffffffff })) });
+  assert.equal(await codeOf(many), 'E_PROTOCOL');
 });
 
 test('a flood of events is answered one by one, without growing', async () => {

@@ -7,6 +7,7 @@ import {
   type HandshakeHello,
   type MemoryMapEntry,
   NotInDialectError,
+  ProtocolError,
   type ReceivedEvent,
   type Replies,
   type Requests as RequestBodies,
@@ -25,6 +26,8 @@ import { GuestVcpu, type Paused } from './vcpu.ts';
 import { GuestViews } from './views.ts';
 
 const USER = 'user';
+/** KVM's own limit on x86. */
+const MAX_VCPUS = 4096;
 
 /**
  * A virtual machine that is hooked to this tool.
@@ -98,6 +101,11 @@ export class Guest {
   }
 
   #growTo(count: number): void {
+    if (count > MAX_VCPUS) {
+      throw new ProtocolError(
+        `the host side has a vCPU ${count - 1}; more than ${MAX_VCPUS} are not believed`,
+      );
+    }
     while (this.#vcpus.length < count) {
       this.#vcpus.push(new GuestVcpu(this.connection, this.memory, this.#vcpus.length));
     }

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { type KvmRegs, kvmRegs, REGS_OFFSET, STATE_SIZE } from '../abi/index.ts';
-import { compute, decodeInstruction } from './instruction.ts';
+import { compute } from './alu.ts';
+import { decodeInstruction } from './instruction.ts';
 import { type Registers, registersOf } from './registers.ts';
 
 const RIP = 0xffffffff81000100n;

@@ -46,6 +46,12 @@ class Request {
     });
   }
 
+  /** For those who only want to know when it fails. */
+  onFailure(failed: (error: unknown) => void): void {
+    if (this.#state === 'failed') failed(this.#result);
+    else this.#reject = failed;
+  }
+
   reply(payload: Uint8Array): void {
     try {
       this.#result = this.#read(payload, this.definition);
@@ -119,24 +125,38 @@ export class Requests {
     vcpu = 0,
     read: ReadReply<unknown> = decoded,
   ): Awaitable<unknown> {
-    const seq = this.#nextSeq();
-    const message = encodeCommand(this.#dialect, name, seq, body, vcpu);
-    return this.#submit(seq, message, this.#dialect.command(name)!, vcpu, read);
+    return this.#submit(name, body, vcpu, read).outcome();
+  }
+
+  /** Sends a command whose success is of no interest. */
+  post<N extends CommandName>(
+    name: N,
+    body: RequestBodies[N],
+    vcpu: number,
+    failed: (error: unknown) => void,
+  ): void {
+    try {
+      this.#submit(name, body, vcpu, decoded).onFailure(failed);
+    } catch (error) {
+      failed(error);
+    }
   }
 
   #submit(
-    seq: number,
-    message: Uint8Array,
-    definition: CommandDefinition,
+    name: CommandName,
+    body: RequestBodies[CommandName],
     vcpu: number,
     read: ReadReply<unknown>,
-  ): Awaitable<unknown> {
+  ): Request {
     if (this.#closed) throw this.#closed;
+    const seq = this.#nextSeq();
+    const message = encodeCommand(this.#dialect, name, seq, body, vcpu);
+    const definition = this.#dialect.command(name)!;
     const request = new Request(definition, vcpu, performance.now() + this.#timeout, read);
     if (this.#waiting.size === 0) this.#startTimer();
     this.#waiting.set(seq, request);
     this.#write(message);
-    return request.outcome();
+    return request;
   }
 
   #nextSeq(): number {

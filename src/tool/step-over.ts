@@ -69,9 +69,9 @@ async function carryOutWithStack(
 
 /** Answers with changed registers. If they cannot be set, the next hit is single-stepped. */
 function enterWith(site: BreakpointSite, event: BreakpointEvent, registers: Registers): void {
-  event.vcpu.setRegisters(registers).catch((error: Error) => {
+  event.vcpu.postRegisters(registers, (error) => {
     site.instruction = undefined;
-    event.vcpu.connection.report(error);
+    event.vcpu.connection.report(error as Error);
   });
   event.reply('retry');
 }

@@ -1,12 +1,14 @@
 import type { FoundVm } from '../discover.ts';
 
-/** Every QEMU of this host; elsewhere than on Linux none. */
+/** Every QEMU of this host, those of libvirt among them; elsewhere than on Linux none. */
 export async function findQemu(): Promise<FoundVm[]> {
   if (process.platform !== 'linux') return [];
-  const { findQemuMachines } = await import('../../drivers/qemu/find.ts');
-  return findQemuMachines().map(({ qmp, ...machine }) => ({
+  const { findQemuMachines } = await import('../../drivers/qemu/discover.ts');
+  return findQemuMachines().map(({ address, unavailable, uuid, ...machine }) => ({
     ...machine,
+    uuid: uuid?.toLowerCase(),
     vmm: 'QEMU',
-    target: qmp === undefined ? undefined : `qemu:${qmp}`,
+    target: address && ('qmp' in address ? `qemu:${address.qmp}` : `libvirt:${address.libvirt}`),
+    reason: unavailable,
   }));
 }

@@ -143,6 +143,7 @@ export class EmbeddedMachine implements Machine {
   /** Stops every vCPU. Requests wait until the machine runs again. */
   pause(): void {
     this.#running = false;
+    for (const vcpu of this.#vcpus) vcpu.leave();
     this.clock.stop();
     this.#sleepUntil(Number.POSITIVE_INFINITY);
     scheduler.remove(this.#task);
@@ -427,7 +428,6 @@ export class EmbeddedMachine implements Machine {
   #exit(code: number): void {
     this.exitCode = code;
     this.pause();
-    for (const { cpu } of this.#vcpus) cpu.left = 0;
     this.onExit?.(code);
   }
 

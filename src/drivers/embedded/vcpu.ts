@@ -74,7 +74,8 @@ export class EmbeddedVcpu implements Vcpu {
   /** Whether it would do something if it were given time. */
   get runnable(): boolean {
     if (!this.started || this.waiting || this.cpu.dead) return false;
-    return !this.cpu.halted || (this.cpu.attention & ~(ATTENTION.halt | ATTENTION.step)) !== 0;
+    const wakes = this.cpu.attention & ~(ATTENTION.halt | ATTENTION.step | ATTENTION.leave);
+    return !this.cpu.halted || wakes !== 0;
   }
 
   /** Whether the handler has not answered yet. */
@@ -179,9 +180,15 @@ export class EmbeddedVcpu implements Vcpu {
     this.#abandoned = undefined;
   }
 
+  /** Makes a `run` that is going on return before the next instruction. */
+  leave(): void {
+    this.cpu.attention |= ATTENTION.leave;
+  }
+
   /** Runs up to `budget` instructions, handling stops; returns how many ran. */
   run(budget: number): number {
     const c = this.cpu;
+    c.attention &= ~ATTENTION.leave;
     let executed = 0;
     while (executed < budget && this.runnable) {
       const share = budget - executed;
@@ -190,7 +197,7 @@ export class EmbeddedVcpu implements Vcpu {
       else if (exit === EXIT.request) this.serveRequest();
       else if (exit === EXIT.shutdown) this.crash('triple fault');
       executed += share - c.left;
-      if (exit === EXIT.halt) break;
+      if (exit === EXIT.halt || exit === EXIT.leave) break;
     }
     this.instructions += executed;
     return executed;

@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import type { QmpAddress } from './open-qmp.ts';
 import type { StubPlan } from './stub.ts';
+import type { Workspace } from './workspace.ts';
 
 /** What the guard has to know, one line of JSON each, in the order in which it happened. */
 export type JournalEntry =
@@ -28,11 +29,11 @@ export type JournalEntry =
  * the journal from a pipe, and acts when the pipe ends while something is attached.
  */
 export class Guard {
-  readonly #workspace: string;
+  readonly #workspace: Workspace;
   #child: ChildProcess | undefined;
 
   /** `workspace` is removed by the guard, too. */
-  constructor(workspace: string) {
+  constructor(workspace: Workspace) {
     this.#workspace = workspace;
   }
 
@@ -53,7 +54,7 @@ export class Guard {
 
   #start(): ChildProcess {
     const script = fileURLToPath(new URL(`./guard-process${ownExtension()}`, import.meta.url));
-    const child = spawn(process.execPath, [script, this.#workspace], {
+    const child = spawn(process.execPath, [script, this.#workspace.path], {
       detached: true,
       stdio: ['pipe', 'ignore', 'ignore'],
     });

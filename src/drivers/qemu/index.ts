@@ -1,3 +1,3 @@
-export { type FoundQemu, findQemuMachines } from './find.ts';
+export { findQemuMachines, type QemuProcess } from './discover.ts';
 export { QemuMachine } from './machine.ts';
 export { openQemu, type QemuTarget } from './open.ts';

@@ -19,7 +19,7 @@ import { RunControl, type RunControlOwner } from './run-control.ts';
 import { StateReader } from './state-reader.ts';
 import { StoppedMemory } from './stopped-memory.ts';
 import type { Hold, StoppedVcpu } from './stopped-vcpu.ts';
-import { planStub, type StubPlan } from './stub.ts';
+import { findFreeStub, type StubPlan } from './stub.ts';
 import { QemuVcpu } from './vcpu.ts';
 import { Workspace } from './workspace.ts';
 
@@ -84,7 +84,7 @@ export class QemuMachine implements Machine {
     this.#facts = facts;
     this.#qmp = qmp;
     this.#monitor = monitor;
-    this.#guard = new Guard(workspace.path);
+    this.#guard = new Guard(workspace);
     this.#workspace = workspace;
     this.#ram = ram;
     this.memory = new RegionMemory(
@@ -120,7 +120,7 @@ export class QemuMachine implements Machine {
   async attach(handler: MachineHandler): Promise<void> {
     if (this.#control.lost) throw this.#control.lost;
     if (this.#handler) throw new KvmiError('E_ATTACHED', `${this.name} is attached already`);
-    if (!this.#control.attached) await planStub(this.#qmp, this.#workspace);
+    if (!this.#control.attached) await findFreeStub(this.#qmp);
     this.#handler = handler;
   }
 

@@ -13,28 +13,34 @@ export interface StubPlan {
 }
 
 /**
- * Decides which gdbstub to use. A VM has one: when a debugger has it, E_GDB_BUSY; when it is there and free, it is
- * used and left as it was; otherwise one is added in `workspace`, which also replaces one that a killed host left.
+ * The gdbstub that a VM has, if any, as its character device is described. E_GDB_BUSY when a debugger has it.
  *
- * A stub that is in use is never connected to: QEMU would accept the waiting connection as soon as the debugger
+ * A stub that is in use must never be connected to: QEMU would accept the waiting connection as soon as the debugger
  * detaches, and stop the VM for it.
  */
-export async function planStub(qmp: QmpTransport, workspace: Workspace): Promise<StubPlan> {
+export async function findFreeStub(qmp: QmpTransport): Promise<string | undefined> {
   const chardevs = recordsOf(await qmp.execute('query-chardev'), 'the list of character devices');
   const existing = chardevs.find(({ label }) => label === 'gdb');
-  const own: StubPlan = { address: { path: join(workspace.path, 'gdb') }, own: true };
-  if (existing === undefined) return own;
+  if (existing === undefined) return undefined;
   const filename = String(existing.filename);
-  if (!filename.startsWith('disconnected:')) {
-    throw new KvmiError('E_GDB_BUSY', `a debugger is attached to the gdbstub of QEMU at ${qmp.where}`, {
-      hint: 'A VM has one gdbstub with one client. Detach the debugger that uses it.',
-      data: { where: qmp.where, chardev: filename },
-    });
-  }
-  const address = parseChardev(filename.slice('disconnected:'.length));
+  if (filename.startsWith('disconnected:')) return filename.slice('disconnected:'.length);
+  throw new KvmiError('E_GDB_BUSY', `a debugger is attached to the gdbstub of QEMU at ${qmp.where}`, {
+    hint: 'A VM has one gdbstub with one client. Detach the debugger that uses it.',
+    data: { where: qmp.where, chardev: filename },
+  });
+}
+
+/**
+ * Decides which gdbstub to use. A VM has one: when it is there and free, it is used and left as it was; otherwise
+ * one is added in `workspace`, which also replaces one that a killed host left.
+ */
+export async function planStub(qmp: QmpTransport, workspace: Workspace): Promise<StubPlan> {
+  const existing = await findFreeStub(qmp);
+  const address = existing === undefined ? undefined : parseChardev(existing);
   const abandoned =
     address !== undefined && 'path' in address && address.path.includes(`/${WORKSPACE_PREFIX}`);
-  return address === undefined || abandoned ? own : { address, own: false };
+  if (address !== undefined && !abandoned) return { address, own: false };
+  return { address: { path: join(workspace.path, 'gdb') }, own: true };
 }
 
 function parseChardev(filename: string): StubPlan['address'] | undefined {

@@ -11,21 +11,18 @@ export const WORKSPACE_PREFIX = 'kvmi-qemu-';
  * gdbstub, and for the files through which it hands out state and memory.
  */
 export class Workspace {
-  readonly path: string;
+  readonly #pid: number | undefined;
+  #path: string | undefined;
   #nextFile = 0;
 
-  /** The directory belongs to the user of `pid`, where this process may give it away. */
+  /** The directory is made when it is first used, for the user of `pid` where this process may give it away. */
   constructor(pid: number | undefined) {
-    const parent = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
-    this.path = mkdtempSync(join(parent, WORKSPACE_PREFIX));
-    const user = pid === undefined ? undefined : userOf(pid);
-    if (user !== undefined && user !== process.getuid?.()) {
-      try {
-        chownSync(this.path, user, -1);
-      } catch {
-        // QEMU will say so when it cannot write there.
-      }
-    }
+    this.#pid = pid;
+  }
+
+  get path(): string {
+    this.#path ??= this.#create();
+    return this.#path;
   }
 
   /** Lets `fill` write a file, and passes its bytes to `use`; the file is gone afterwards. */
@@ -40,6 +37,21 @@ export class Workspace {
   }
 
   remove(): void {
-    rmSync(this.path, { recursive: true, force: true });
+    if (this.#path !== undefined) rmSync(this.#path, { recursive: true, force: true });
+    this.#path = undefined;
+  }
+
+  #create(): string {
+    const parent = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
+    const path = mkdtempSync(join(parent, WORKSPACE_PREFIX));
+    const user = this.#pid === undefined ? undefined : userOf(this.#pid);
+    if (user !== undefined && user !== process.getuid?.()) {
+      try {
+        chownSync(path, user, -1);
+      } catch {
+        // QEMU will say so when it cannot write there.
+      }
+    }
+    return path;
   }
 }

@@ -8,22 +8,13 @@ import type { Cpu } from './cpu.ts';
  * A 64-bit result is returned with its high half in `c.hi`.
  */
 
-/** Computes `a op b` for operands of 8, 16 or 32 bits. */
-export type Binary = (c: Cpu, a: number, b: number) => number;
-/** Computes `a op b` for 64 bits, given in halves. */
-export type Binary64 = (c: Cpu, al: number, ah: number, bl: number, bh: number) => number;
-export type Unary = (c: Cpu, a: number) => number;
-export type Unary64 = (c: Cpu, al: number, ah: number) => number;
+/** Operations of two operands, by their encoding. CMP is a subtraction and TEST an AND whose result is dropped. */
+export const ALU = { add: 0, or: 1, adc: 2, sbb: 3, and: 4, sub: 5, xor: 6 } as const;
 
-/** One operation in every operand size. */
-export interface Sized<N, W> {
-  readonly b: N;
-  readonly w: N;
-  readonly d: N;
-  readonly q: W;
-}
+/** Operations of one operand. */
+export const UNARY = { not: 0, neg: 1, inc: 2, dec: 3 } as const;
 
-export function add32(c: Cpu, a: number, b: number): number {
+function add32(c: Cpu, a: number, b: number): number {
   const x = (a + b) | 0;
   c.cf = x >>> 0 < a >>> 0 ? 1 : 0;
   c.or = (a ^ x) & (b ^ x);
@@ -48,7 +39,7 @@ function addNarrow(c: Cpu, a: number, b: number, shift: number, carry: number): 
   return result;
 }
 
-export function add64(c: Cpu, al: number, ah: number, bl: number, bh: number): number {
+function add64(c: Cpu, al: number, ah: number, bl: number, bh: number): number {
   const lo = (al + bl) | 0;
   const hi = (ah + bh + (lo >>> 0 < al >>> 0 ? 1 : 0)) | 0;
   c.cf = ((ah & bh) | ((ah | bh) & ~hi)) >>> 31;
@@ -86,7 +77,7 @@ function adc64(c: Cpu, al: number, ah: number, bl: number, bh: number): number {
   return lo;
 }
 
-export function sub32(c: Cpu, a: number, b: number): number {
+function sub32(c: Cpu, a: number, b: number): number {
   const x = (a - b) | 0;
   c.cf = a >>> 0 < b >>> 0 ? 1 : 0;
   c.or = (a ^ b) & (a ^ x);
@@ -110,7 +101,7 @@ function subNarrow(c: Cpu, a: number, b: number, shift: number, borrow: number):
   return result;
 }
 
-export function sub64(c: Cpu, al: number, ah: number, bl: number, bh: number): number {
+function sub64(c: Cpu, al: number, ah: number, bl: number, bh: number): number {
   const lo = (al - bl) | 0;
   const hi = (ah - bh - (al >>> 0 < bl >>> 0 ? 1 : 0)) | 0;
   c.cf = ((~ah & bh) | ((~ah | bh) & hi)) >>> 31;
@@ -173,93 +164,121 @@ function logic64(c: Cpu, lo: number, hi: number): number {
 const sign8 = (x: number) => (x << 24) >> 24;
 const sign16 = (x: number) => (x << 16) >> 16;
 
-export const ADD: Sized<Binary, Binary64> = {
-  b: (c, a, b) => addNarrow(c, a, b, 24, 0),
-  w: (c, a, b) => addNarrow(c, a, b, 16, 0),
-  d: add32,
-  q: add64,
-};
-export const ADC: Sized<Binary, Binary64> = {
-  b: (c, a, b) => addNarrow(c, a, b, 24, c.cf),
-  w: (c, a, b) => addNarrow(c, a, b, 16, c.cf),
-  d: adc32,
-  q: adc64,
-};
-export const SUB: Sized<Binary, Binary64> = {
-  b: (c, a, b) => subNarrow(c, a, b, 24, 0),
-  w: (c, a, b) => subNarrow(c, a, b, 16, 0),
-  d: sub32,
-  q: sub64,
-};
-export const SBB: Sized<Binary, Binary64> = {
-  b: (c, a, b) => subNarrow(c, a, b, 24, c.cf),
-  w: (c, a, b) => subNarrow(c, a, b, 16, c.cf),
-  d: sbb32,
-  q: sbb64,
-};
-export const AND: Sized<Binary, Binary64> = {
-  b: (c, a, b) => logic(c, sign8(a & b)),
-  w: (c, a, b) => logic(c, sign16(a & b)),
-  d: (c, a, b) => logic(c, a & b),
-  q: (c, al, ah, bl, bh) => logic64(c, al & bl, ah & bh),
-};
-export const OR: Sized<Binary, Binary64> = {
-  b: (c, a, b) => logic(c, sign8(a | b)),
-  w: (c, a, b) => logic(c, sign16(a | b)),
-  d: (c, a, b) => logic(c, a | b),
-  q: (c, al, ah, bl, bh) => logic64(c, al | bl, ah | bh),
-};
-export const XOR: Sized<Binary, Binary64> = {
-  b: (c, a, b) => logic(c, sign8(a ^ b)),
-  w: (c, a, b) => logic(c, sign16(a ^ b)),
-  d: (c, a, b) => logic(c, a ^ b),
-  q: (c, al, ah, bl, bh) => logic64(c, al ^ bl, ah ^ bh),
-};
-
-/** INC and DEC leave CF alone. */
-function keepCarry(f: Binary): Unary {
-  return (c, a) => {
-    const { cf } = c;
-    const x = f(c, a, 1);
-    c.cf = cf;
-    return x;
-  };
+/** `a op b` of 8 bits; the upper bits of the operands and of the result mean nothing. */
+export function compute8(c: Cpu, operation: number, a: number, b: number): number {
+  switch (operation) {
+    case ALU.add:
+      return addNarrow(c, a, b, 24, 0);
+    case ALU.or:
+      return logic(c, sign8(a | b));
+    case ALU.adc:
+      return addNarrow(c, a, b, 24, c.cf);
+    case ALU.sbb:
+      return subNarrow(c, a, b, 24, c.cf);
+    case ALU.and:
+      return logic(c, sign8(a & b));
+    case ALU.sub:
+      return subNarrow(c, a, b, 24, 0);
+    default:
+      return logic(c, sign8(a ^ b));
+  }
 }
 
-function keepCarry64(f: Binary64): Unary64 {
-  return (c, al, ah) => {
-    const { cf } = c;
-    const x = f(c, al, ah, 1, 0);
-    c.cf = cf;
-    return x;
-  };
+/** The same of 16 bits. */
+export function compute16(c: Cpu, operation: number, a: number, b: number): number {
+  switch (operation) {
+    case ALU.add:
+      return addNarrow(c, a, b, 16, 0);
+    case ALU.or:
+      return logic(c, sign16(a | b));
+    case ALU.adc:
+      return addNarrow(c, a, b, 16, c.cf);
+    case ALU.sbb:
+      return subNarrow(c, a, b, 16, c.cf);
+    case ALU.and:
+      return logic(c, sign16(a & b));
+    case ALU.sub:
+      return subNarrow(c, a, b, 16, 0);
+    default:
+      return logic(c, sign16(a ^ b));
+  }
 }
 
-export const INC: Sized<Unary, Unary64> = {
-  b: keepCarry(ADD.b),
-  w: keepCarry(ADD.w),
-  d: keepCarry(ADD.d),
-  q: keepCarry64(ADD.q),
-};
-export const DEC: Sized<Unary, Unary64> = {
-  b: keepCarry(SUB.b),
-  w: keepCarry(SUB.w),
-  d: keepCarry(SUB.d),
-  q: keepCarry64(SUB.q),
-};
-export const NEG: Sized<Unary, Unary64> = {
-  b: (c, a) => SUB.b(c, 0, a),
-  w: (c, a) => SUB.w(c, 0, a),
-  d: (c, a) => SUB.d(c, 0, a),
-  q: (c, al, ah) => SUB.q(c, 0, 0, al, ah),
-};
-/** NOT sets no flags. */
-export const NOT: Sized<Unary, Unary64> = {
-  b: (_c, a) => ~a,
-  w: (_c, a) => ~a,
-  d: (_c, a) => ~a,
-  q: (c, al, ah) => {
+/** The same of 32 bits. */
+export function compute32(c: Cpu, operation: number, a: number, b: number): number {
+  switch (operation) {
+    case ALU.add:
+      return add32(c, a, b);
+    case ALU.or:
+      return logic(c, a | b);
+    case ALU.adc:
+      return adc32(c, a, b);
+    case ALU.sbb:
+      return sbb32(c, a, b);
+    case ALU.and:
+      return logic(c, a & b);
+    case ALU.sub:
+      return sub32(c, a, b);
+    default:
+      return logic(c, a ^ b);
+  }
+}
+
+/** The same of 64 bits, in halves. */
+export function compute64(c: Cpu, operation: number, al: number, ah: number, bl: number, bh: number): number {
+  switch (operation) {
+    case ALU.add:
+      return add64(c, al, ah, bl, bh);
+    case ALU.or:
+      return logic64(c, al | bl, ah | bh);
+    case ALU.adc:
+      return adc64(c, al, ah, bl, bh);
+    case ALU.sbb:
+      return sbb64(c, al, ah, bl, bh);
+    case ALU.and:
+      return logic64(c, al & bl, ah & bh);
+    case ALU.sub:
+      return sub64(c, al, ah, bl, bh);
+    default:
+      return logic64(c, al ^ bl, ah ^ bh);
+  }
+}
+
+/** Operations of one operand. NOT sets no flags; INC and DEC leave CF alone. */
+function unaryNarrow(c: Cpu, operation: number, a: number, shift: number): number {
+  if (operation === UNARY.not) return ~a;
+  if (operation === UNARY.neg) return subNarrow(c, 0, a, shift, 0);
+  const { cf } = c;
+  const x = operation === UNARY.inc ? addNarrow(c, a, 1, shift, 0) : subNarrow(c, a, 1, shift, 0);
+  c.cf = cf;
+  return x;
+}
+
+export function unary8(c: Cpu, operation: number, a: number): number {
+  return unaryNarrow(c, operation, a, 24);
+}
+
+export function unary16(c: Cpu, operation: number, a: number): number {
+  return unaryNarrow(c, operation, a, 16);
+}
+
+export function unary32(c: Cpu, operation: number, a: number): number {
+  if (operation === UNARY.not) return ~a;
+  if (operation === UNARY.neg) return sub32(c, 0, a);
+  const { cf } = c;
+  const x = operation === UNARY.inc ? add32(c, a, 1) : sub32(c, a, 1);
+  c.cf = cf;
+  return x;
+}
+
+export function unary64(c: Cpu, operation: number, al: number, ah: number): number {
+  if (operation === UNARY.not) {
     c.hi = ~ah;
     return ~al;
-  },
-};
+  }
+  if (operation === UNARY.neg) return sub64(c, 0, 0, al, ah);
+  const { cf } = c;
+  const lo = operation === UNARY.inc ? add64(c, al, ah, 1, 0) : sub64(c, al, ah, 1, 0);
+  c.cf = cf;
+  return lo;
+}

@@ -1,5 +1,5 @@
 import type { Cpu } from './cpu.ts';
-import { CONDITIONS, type Condition } from './flags.ts';
+import { condition } from './flags.ts';
 import type { Op, Run } from './op.ts';
 import { load32, load64 } from './operand.ts';
 import { CODE_BASE, RCX } from './slots.ts';
@@ -42,15 +42,11 @@ export const jumpMemory: Run = (c, op) => {
   setRip(c, lo, c.hi);
 };
 
-function jumpIf(test: Condition): Run {
-  return (c, op) => {
-    if (test(c)) goTo(c, op.disp, op.dispHi);
-    else goOn(c, op);
-  };
-}
-
-/** Jcc by the encoding of the condition. */
-export const JUMP_IF: readonly Run[] = CONDITIONS.map(jumpIf);
+/** Jcc: the condition is op.kind. */
+export const jumpIf: Run = (c, op) => {
+  if (condition(c, op.kind)) goTo(c, op.disp, op.dispHi);
+  else goOn(c, op);
+};
 
 /** Pushes the address behind `op`, leaving rip where it is. */
 function pushReturn(c: Cpu, op: Op): void {

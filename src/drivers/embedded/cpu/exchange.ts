@@ -1,5 +1,4 @@
-import { ADD, SUB } from './alu.ts';
-import type { SizedRun } from './arithmetic.ts';
+import { ALU, compute8, compute16, compute32, compute64 } from './alu.ts';
 import { VECTOR } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import {
@@ -15,7 +14,7 @@ import {
   write64,
 } from './mmu.ts';
 import type { ExtendForms } from './move.ts';
-import type { Run } from './op.ts';
+import type { Run, SizedRun } from './op.ts';
 import { address } from './operand.ts';
 import { raise } from './raise.ts';
 import { RAX, RBX, RCX, RDX } from './slots.ts';
@@ -30,20 +29,20 @@ export const XADD: ExtendForms = {
   register: {
     b: (c, op) => {
       const value = c.r8[op.dst]!;
-      const sum = ADD.b(c, value, c.r8[op.src]!);
+      const sum = compute8(c, ALU.add, value, c.r8[op.src]!);
       c.r8[op.src] = value;
       c.r8[op.dst] = sum;
     },
     w: (c, op) => {
       const value = c.r16[op.dst]!;
-      const sum = ADD.w(c, value, c.r16[op.src]!);
+      const sum = compute16(c, ALU.add, value, c.r16[op.src]!);
       c.r16[op.src] = value;
       c.r16[op.dst] = sum;
     },
     d: (c, op) => {
       const { r } = c;
       const value = r[op.dst]!;
-      const sum = ADD.d(c, value, r[op.src]!);
+      const sum = compute32(c, ALU.add, value, r[op.src]!);
       r[op.src] = value;
       r[op.src + 1] = 0;
       r[op.dst] = sum;
@@ -53,7 +52,7 @@ export const XADD: ExtendForms = {
       const { r } = c;
       const lo = r[op.dst]!;
       const hi = r[op.dst + 1]!;
-      const sum = ADD.q(c, lo, hi, r[op.src]!, r[op.src + 1]!);
+      const sum = compute64(c, ALU.add, lo, hi, r[op.src]!, r[op.src + 1]!);
       r[op.src] = lo;
       r[op.src + 1] = hi;
       r[op.dst] = sum;
@@ -64,19 +63,19 @@ export const XADD: ExtendForms = {
     b: (c, op) => {
       address(c, op);
       const value = modify8(c);
-      store8(c, ADD.b(c, value, c.r8[op.src]!));
+      store8(c, compute8(c, ALU.add, value, c.r8[op.src]!));
       c.r8[op.src] = value;
     },
     w: (c, op) => {
       address(c, op);
       const value = modify16(c);
-      store16(c, ADD.w(c, value, c.r16[op.src]!));
+      store16(c, compute16(c, ALU.add, value, c.r16[op.src]!));
       c.r16[op.src] = value;
     },
     d: (c, op) => {
       address(c, op);
       const value = modify32(c);
-      store32(c, ADD.d(c, value, c.r[op.src]!));
+      store32(c, compute32(c, ALU.add, value, c.r[op.src]!));
       c.r[op.src] = value;
       c.r[op.src + 1] = 0;
     },
@@ -84,7 +83,7 @@ export const XADD: ExtendForms = {
       address(c, op);
       const lo = modify64(c);
       const { hi } = c;
-      const sum = ADD.q(c, lo, hi, c.r[op.src]!, c.r[op.src + 1]!);
+      const sum = compute64(c, ALU.add, lo, hi, c.r[op.src]!, c.r[op.src + 1]!);
       store64(c, sum, c.hi);
       c.r[op.src] = lo;
       c.r[op.src + 1] = hi;
@@ -101,20 +100,20 @@ function setEax(c: Cpu, value: number): void {
 const cmpxchgRegister: SizedRun = {
   b: (c, op) => {
     const value = c.r8[op.dst]!;
-    SUB.b(c, c.r8[4 * RAX]!, value);
+    compute8(c, ALU.sub, c.r8[4 * RAX]!, value);
     if (c.zr === 0) c.r8[op.dst] = c.r8[op.src]!;
     else c.r8[4 * RAX] = value;
   },
   w: (c, op) => {
     const value = c.r16[op.dst]!;
-    SUB.w(c, c.r16[2 * RAX]!, value);
+    compute16(c, ALU.sub, c.r16[2 * RAX]!, value);
     if (c.zr === 0) c.r16[op.dst] = c.r16[op.src]!;
     else c.r16[2 * RAX] = value;
   },
   d: (c, op) => {
     const { r } = c;
     const value = r[op.dst]!;
-    SUB.d(c, r[RAX]!, value);
+    compute32(c, ALU.sub, r[RAX]!, value);
     // What is not written is not zero-extended either.
     if (c.zr === 0) {
       r[op.dst] = r[op.src]!;
@@ -125,7 +124,7 @@ const cmpxchgRegister: SizedRun = {
     const { r } = c;
     const lo = r[op.dst]!;
     const hi = r[op.dst + 1]!;
-    SUB.q(c, r[RAX]!, r[RAX + 1]!, lo, hi);
+    compute64(c, ALU.sub, r[RAX]!, r[RAX + 1]!, lo, hi);
     const [to, from] = c.zr === 0 ? [op.dst, op.src] : [RAX, op.dst];
     r[to + 1] = r[from + 1]!;
     r[to] = r[from]!;
@@ -137,21 +136,21 @@ const cmpxchgMemory: SizedRun = {
   b: (c, op) => {
     address(c, op);
     const value = modify8(c);
-    SUB.b(c, c.r8[4 * RAX]!, value);
+    compute8(c, ALU.sub, c.r8[4 * RAX]!, value);
     store8(c, c.zr === 0 ? c.r8[op.src]! : value);
     if (c.zr !== 0) c.r8[4 * RAX] = value;
   },
   w: (c, op) => {
     address(c, op);
     const value = modify16(c);
-    SUB.w(c, c.r16[2 * RAX]!, value);
+    compute16(c, ALU.sub, c.r16[2 * RAX]!, value);
     store16(c, c.zr === 0 ? c.r16[op.src]! : value);
     if (c.zr !== 0) c.r16[2 * RAX] = value;
   },
   d: (c, op) => {
     address(c, op);
     const value = modify32(c);
-    SUB.d(c, c.r[RAX]!, value);
+    compute32(c, ALU.sub, c.r[RAX]!, value);
     store32(c, c.zr === 0 ? c.r[op.src]! : value);
     if (c.zr !== 0) setEax(c, value);
   },
@@ -160,7 +159,7 @@ const cmpxchgMemory: SizedRun = {
     address(c, op);
     const lo = modify64(c);
     const { hi } = c;
-    SUB.q(c, r[RAX]!, r[RAX + 1]!, lo, hi);
+    compute64(c, ALU.sub, r[RAX]!, r[RAX + 1]!, lo, hi);
     if (c.zr === 0) store64(c, r[op.src]!, r[op.src + 1]!);
     else {
       store64(c, lo, hi);

@@ -40,33 +40,43 @@ export function setFlags(c: Cpu, flags: number): void {
   c.setSystemFlags(flags & SYSTEM_FLAGS);
 }
 
-const overflow = (c: Cpu) => c.or < 0;
-const below = (c: Cpu) => c.cf !== 0;
-const zero = (c: Cpu) => c.zr === 0;
-const belowOrEqual = (c: Cpu) => c.cf !== 0 || c.zr === 0;
-const sign = (c: Cpu) => c.sr < 0;
-const parity = (c: Cpu) => PARITY[c.pr & 0xff] !== 0;
-const less = (c: Cpu) => (c.sr ^ c.or) < 0;
-const lessOrEqual = (c: Cpu) => c.zr === 0 || (c.sr ^ c.or) < 0;
+/** Number of the conditions of Jcc, SETcc and CMOVcc; an odd one is the opposite of the one before. */
+export const CONDITIONS = 16;
 
-export type Condition = (c: Cpu) => boolean;
-
-/** The sixteen conditions of Jcc, SETcc and CMOVcc by their encoding. */
-export const CONDITIONS: readonly Condition[] = [
-  overflow,
-  (c) => c.or >= 0,
-  below,
-  (c) => c.cf === 0,
-  zero,
-  (c) => c.zr !== 0,
-  belowOrEqual,
-  (c) => c.cf === 0 && c.zr !== 0,
-  sign,
-  (c) => c.sr >= 0,
-  parity,
-  (c) => PARITY[c.pr & 0xff] === 0,
-  less,
-  (c) => (c.sr ^ c.or) >= 0,
-  lessOrEqual,
-  (c) => c.zr !== 0 && (c.sr ^ c.or) >= 0,
-];
+/** Whether a condition holds, by its encoding. */
+export function condition(c: Cpu, number: number): boolean {
+  switch (number) {
+    case 0:
+      return c.or < 0;
+    case 1:
+      return c.or >= 0;
+    case 2:
+      return c.cf !== 0;
+    case 3:
+      return c.cf === 0;
+    case 4:
+      return c.zr === 0;
+    case 5:
+      return c.zr !== 0;
+    case 6:
+      return c.cf !== 0 || c.zr === 0;
+    case 7:
+      return c.cf === 0 && c.zr !== 0;
+    case 8:
+      return c.sr < 0;
+    case 9:
+      return c.sr >= 0;
+    case 10:
+      return PARITY[c.pr & 0xff] !== 0;
+    case 11:
+      return PARITY[c.pr & 0xff] === 0;
+    case 12:
+      return (c.sr ^ c.or) < 0;
+    case 13:
+      return (c.sr ^ c.or) >= 0;
+    case 14:
+      return c.zr === 0 || (c.sr ^ c.or) < 0;
+    default:
+      return c.zr !== 0 && (c.sr ^ c.or) >= 0;
+  }
+}

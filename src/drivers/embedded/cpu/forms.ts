@@ -1,8 +1,8 @@
-import type { BinaryForms, SizedRun, UnaryForms } from './arithmetic.ts';
+import type { BinaryForms, UnaryForms } from './arithmetic.ts';
 import { goOn } from './branch.ts';
 import type { Decode, Decoder, Size } from './decoder.ts';
 import type { ExtendForms } from './move.ts';
-import type { Run } from './op.ts';
+import type { Run, SizedRun } from './op.ts';
 import type { StackForms } from './stack.ts';
 
 /* Encodings that many instructions share: which operand is where. */

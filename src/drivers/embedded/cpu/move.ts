@@ -1,6 +1,5 @@
-import type { SizedRun } from './arithmetic.ts';
 import type { Cpu } from './cpu.ts';
-import type { Condition } from './flags.ts';
+import { condition } from './flags.ts';
 import {
   modify8,
   modify16,
@@ -15,7 +14,7 @@ import {
   write32,
   write64,
 } from './mmu.ts';
-import type { Op, Run } from './op.ts';
+import type { Op, Run, SizedRun } from './op.ts';
 import { address, load8, load16, load32, load64 } from './operand.ts';
 import { undefinedOpcode } from './raise.ts';
 import { RAX, RDX } from './slots.ts';
@@ -220,49 +219,45 @@ export const XCHG: ExtendForms = {
   },
 };
 
-/** CMOVcc: the operand is read, and a 32-bit destination is zero-extended, whatever the condition. */
-export function conditionalMove(test: Condition): ExtendForms {
-  return {
-    register: {
-      b: undefinedSize,
-      w: (c, op) => {
-        if (test(c)) c.r16[op.dst] = c.r16[op.src]!;
-      },
-      d: (c, op) => set32(c, op.dst, test(c) ? c.r[op.src]! : c.r[op.dst]!),
-      q: (c, op) => {
-        if (test(c)) set64(c, op.dst, c.r[op.src]!, c.r[op.src + 1]!);
-      },
+/** CMOVcc, by op.kind: the operand is read, and a 32-bit destination zero-extended, whatever the condition. */
+export const CMOV: ExtendForms = {
+  register: {
+    b: undefinedSize,
+    w: (c, op) => {
+      if (condition(c, op.kind)) c.r16[op.dst] = c.r16[op.src]!;
     },
-    memory: {
-      b: undefinedSize,
-      w: (c, op) => {
-        const value = load16(c, op);
-        if (test(c)) c.r16[op.dst] = value;
-      },
-      d: (c, op) => {
-        const value = load32(c, op);
-        set32(c, op.dst, test(c) ? value : c.r[op.dst]!);
-      },
-      q: (c, op) => {
-        const lo = load64(c, op);
-        if (test(c)) set64(c, op.dst, lo, c.hi);
-      },
+    d: (c, op) => set32(c, op.dst, condition(c, op.kind) ? c.r[op.src]! : c.r[op.dst]!),
+    q: (c, op) => {
+      if (condition(c, op.kind)) set64(c, op.dst, c.r[op.src]!, c.r[op.src + 1]!);
     },
-  };
-}
+  },
+  memory: {
+    b: undefinedSize,
+    w: (c, op) => {
+      const value = load16(c, op);
+      if (condition(c, op.kind)) c.r16[op.dst] = value;
+    },
+    d: (c, op) => {
+      const value = load32(c, op);
+      set32(c, op.dst, condition(c, op.kind) ? value : c.r[op.dst]!);
+    },
+    q: (c, op) => {
+      const lo = load64(c, op);
+      if (condition(c, op.kind)) set64(c, op.dst, lo, c.hi);
+    },
+  },
+};
 
-/** SETcc: register and memory. */
-export function setIf(test: Condition): { register: Run; memory: Run } {
-  return {
-    register: (c, op) => {
-      c.r8[op.dst] = test(c) ? 1 : 0;
-    },
-    memory: (c, op) => {
-      address(c, op);
-      write8(c, c.eaLo, c.eaHi, test(c) ? 1 : 0);
-    },
-  };
-}
+/** SETcc, by op.kind. */
+export const SETCC: { readonly register: Run; readonly memory: Run } = {
+  register: (c, op) => {
+    c.r8[op.dst] = condition(c, op.kind) ? 1 : 0;
+  },
+  memory: (c, op) => {
+    address(c, op);
+    write8(c, c.eaLo, c.eaHi, condition(c, op.kind) ? 1 : 0);
+  },
+};
 
 function swap32(x: number): number {
   return (x << 24) | ((x & 0xff00) << 8) | ((x >>> 8) & 0xff00) | (x >>> 24);

@@ -1,7 +1,6 @@
-import type { Sized } from './alu.ts';
 import { VECTOR } from './constants.ts';
 import type { Cpu } from './cpu.ts';
-import type { Op, Run } from './op.ts';
+import type { Op, SizedRun } from './op.ts';
 import { load8, load16, load32, load64 } from './operand.ts';
 import { raise } from './raise.ts';
 import { RAX, RDX } from './slots.ts';
@@ -56,10 +55,16 @@ function productFlags(c: Cpu, overflow: boolean, lo: number, sign: number): void
   c.pr = lo;
 }
 
+/** What an instruction of rax, rdx and one more operand does with that operand, by its size. */
+interface Source {
+  b(c: Cpu, a: number): void;
+  w(c: Cpu, a: number): void;
+  d(c: Cpu, a: number): void;
+  q(c: Cpu, lo: number, hi: number): void;
+}
+
 /** MUL and IMUL with one operand: rdx:rax = rax * operand. */
-function widening(
-  signed: boolean,
-): Sized<(c: Cpu, a: number) => void, (c: Cpu, lo: number, hi: number) => void> {
+function widening(signed: boolean): Source {
   return {
     b: (c, value) => {
       const al = c.r8[0]!;
@@ -132,9 +137,7 @@ function divideError(c: Cpu): never {
 }
 
 /** DIV and IDIV. The results are checked before a register changes. */
-function dividing(
-  signed: boolean,
-): Sized<(c: Cpu, a: number) => void, (c: Cpu, lo: number, hi: number) => void> {
+function dividing(signed: boolean): Source {
   /** Divides within 32 bits (or 2^53 for unsigned ones) and puts the results where `store` says. */
   const small = (c: Cpu, dividend: number, divisor: number, bits: number): number => {
     if (divisor === 0) divideError(c);
@@ -202,10 +205,8 @@ function dividing(
   };
 }
 
-type Source = Sized<(c: Cpu, a: number) => void, (c: Cpu, lo: number, hi: number) => void>;
-
 /** An instruction that works on rax, rdx and one more operand, by where that operand is. */
-function forms({ b, w, d, q }: Source): { register: Sized<Run, Run>; memory: Sized<Run, Run> } {
+function forms({ b, w, d, q }: Source): { register: SizedRun; memory: SizedRun } {
   return {
     register: {
       b: (c, op) => b(c, c.r8[op.dst]!),
@@ -231,7 +232,7 @@ export const DIV = forms(dividing(false));
 export const IDIV = forms(dividing(true));
 
 /** IMUL reg, operand and IMUL reg, operand, immediate: the operand is op.src or memory. */
-export function imulForms(immediate: boolean): { register: Sized<Run, Run>; memory: Sized<Run, Run> } {
+export function imulForms(immediate: boolean): { register: SizedRun; memory: SizedRun } {
   const other = (c: Cpu, op: Op) => (immediate ? op.imm : c.r16[op.dst]!);
   const put16 = (c: Cpu, op: Op, value: number) => {
     c.r16[op.dst] = imul16(c, value, other(c, op));

@@ -4,6 +4,14 @@ import { ZERO } from './slots.ts';
 /** Executes one decoded instruction. It does all its memory accesses before it changes a register. */
 export type Run = (c: Cpu, op: Op) => void;
 
+/** One handler for each operand size: byte, word, doubleword, quadword. */
+export interface SizedRun {
+  readonly b: Run;
+  readonly w: Run;
+  readonly d: Run;
+  readonly q: Run;
+}
+
 /**
  * A decoded instruction. Positions are offsets in the page of code, so that a page that is mapped at
  * several linear addresses is decoded once.
@@ -16,6 +24,8 @@ export class Op {
   next = 0;
   /** True when `run` sets rip itself or the instruction must be the last one of a block. */
   ends = false;
+  /** Which operation or condition, for handlers that serve several: ALU, UNARY, SHIFT, a condition of Jcc. */
+  kind = 0;
   /** Index into Cpu.r, or r16 or r8 for operands of that size. */
   dst = 0;
   src = 0;

@@ -1,5 +1,5 @@
 import { BIT_CHANGES, BSF, BSR, bitForms, doubleShiftForms, LZCNT, POPCNT, TZCNT } from './bits.ts';
-import { JUMP_IF } from './branch.ts';
+import { jumpIf } from './branch.ts';
 import {
   clts,
   loadMachineStatus,
@@ -16,7 +16,7 @@ import type { Decode, Decoder } from './decoder.ts';
 import { CMPXCHG, cmpxchg8b, cmpxchg16b, XADD } from './exchange.ts';
 import { CONDITIONS } from './flags.ts';
 import { branching, ending, extend, plain, rmSource, thenEnding } from './forms.ts';
-import { BSWAP, conditionalMove, MOV, MOVSX8, MOVSX16, MOVZX8, MOVZX16, setIf } from './move.ts';
+import { BSWAP, CMOV, MOV, MOVSX8, MOVSX16, MOVZX8, MOVZX16, SETCC } from './move.ts';
 import { imulForms } from './multiply.ts';
 import type { Run } from './op.ts';
 import { undefinedOpcode } from './raise.ts';
@@ -165,21 +165,26 @@ TWO_BYTE[0x31] = plain(rdtsc);
 TWO_BYTE[0x32] = ending(rdmsr);
 TWO_BYTE[0xa2] = ending(cpuid);
 
-CONDITIONS.forEach((test, i) => {
-  TWO_BYTE[0x40 + i] = extend(conditionalMove(test), 'same');
-  TWO_BYTE[0x80 + i] = (d) => {
+const cmov = extend(CMOV, 'same');
+for (let number = 0; number < CONDITIONS; number++) {
+  TWO_BYTE[0x40 + number] = (d) => {
+    d.op.kind = number;
+    return cmov(d);
+  };
+  TWO_BYTE[0x80 + number] = (d) => {
     if (!d.mode64 && d.operand16) d.undefined();
+    d.op.kind = number;
     d.relative('d');
-    return JUMP_IF[i]!;
+    return jumpIf;
   };
-  const set = setIf(test);
-  TWO_BYTE[0x90 + i] = (d) => {
+  TWO_BYTE[0x90 + number] = (d) => {
+    d.op.kind = number;
     d.modrm();
-    if (d.memory) return set.memory;
+    if (d.memory) return SETCC.memory;
     d.op.dst = d.register(d.rm, 'b');
-    return set.register;
+    return SETCC.register;
   };
-});
+}
 
 /** Moves of 16 bytes by prefix: which alignment they ask for, and whether they exist. */
 function vectorMove(alignment: (d: Decoder) => number, store: boolean): Decode {

@@ -1,11 +1,11 @@
-import { ADC, ADD, AND, DEC, INC, NEG, NOT, OR, SBB, SUB, XOR } from './alu.ts';
-import { binary, compare, type SizedRun, shifting, type UnaryForms, unary } from './arithmetic.ts';
+import { ALU, UNARY } from './alu.ts';
+import { BINARY, COMPARE, SHIFT_FORMS, UNARY_FORMS } from './arithmetic.ts';
 import {
   call,
   callMemory,
   callRegister,
-  JUMP_IF,
   jump,
+  jumpIf,
   jumpMemory,
   jumpRegister,
   LOOPS,
@@ -30,9 +30,8 @@ import {
 } from './forms.ts';
 import { EXTEND_RAX, LEA, MOV, MOVSXD, SIGN_RDX, XCHG } from './move.ts';
 import { DIV, IDIV, IMUL, imulForms, MUL } from './multiply.ts';
-import type { Run } from './op.ts';
-import { RCL, RCR, ROL, ROR, SAR, SHL, SHR } from './shift.ts';
-import { CS, RCX, ZERO } from './slots.ts';
+import type { Run, SizedRun } from './op.ts';
+import { CS, ZERO } from './slots.ts';
 import {
   enter,
   leave,
@@ -70,47 +69,47 @@ export { TWO_BYTE } from './opcodes-0f.ts';
 /** How to decode each one-byte opcode; what is not here does not exist. */
 export const ONE_BYTE: (Decode | undefined)[] = new Array(256).fill(undefined);
 
-/** The arithmetic instructions in the order of their encoding. */
-const CMP = compare(SUB);
-const TEST = compare(AND);
-const ARITHMETIC = [
-  binary(ADD),
-  binary(OR),
-  binary(ADC),
-  binary(SBB),
-  binary(AND),
-  binary(SUB),
-  binary(XOR),
-  CMP,
-];
+/** Sets which operation a handler that serves several does. */
+function kind(number: number, decode: Decode): Decode {
+  return (d) => {
+    d.op.kind = number;
+    return decode(d);
+  };
+}
 
-ARITHMETIC.forEach((forms, i) => {
-  const base = 8 * i;
-  const writes = forms !== CMP;
-  ONE_BYTE[base] = rmReg(forms, 'byte', writes);
-  ONE_BYTE[base + 1] = rmReg(forms, 'full', writes);
-  ONE_BYTE[base + 2] = regRm(forms, 'byte');
-  ONE_BYTE[base + 3] = regRm(forms, 'full');
-  ONE_BYTE[base + 4] = accumulatorImmediate(forms, 'byte');
-  ONE_BYTE[base + 5] = accumulatorImmediate(forms, 'full');
-});
+/** The arithmetic instructions in the order of their encoding: those of ALU, and CMP. */
+const CMP = 7;
+for (let number = 0; number <= CMP; number++) {
+  const base = 8 * number;
+  const forms = number === CMP ? COMPARE : BINARY;
+  const operation = number === CMP ? ALU.sub : number;
+  const writes = number !== CMP;
+  ONE_BYTE[base] = kind(operation, rmReg(forms, 'byte', writes));
+  ONE_BYTE[base + 1] = kind(operation, rmReg(forms, 'full', writes));
+  ONE_BYTE[base + 2] = kind(operation, regRm(forms, 'byte'));
+  ONE_BYTE[base + 3] = kind(operation, regRm(forms, 'full'));
+  ONE_BYTE[base + 4] = kind(operation, accumulatorImmediate(forms, 'byte'));
+  ONE_BYTE[base + 5] = kind(operation, accumulatorImmediate(forms, 'full'));
+}
 
 /** 0x80, 0x81 and 0x83: arithmetic with an immediate; /reg says which. */
 function arithmeticImmediate(width: 'byte' | 'full', short: boolean): Decode {
   return (d) => {
     d.modrm();
-    const forms = ARITHMETIC[d.reg & 7]!;
-    return rmImmediate(d, forms, width, short, forms !== CMP);
+    const number = d.reg & 7;
+    d.op.kind = number === CMP ? ALU.sub : number;
+    return rmImmediate(d, number === CMP ? COMPARE : BINARY, width, short, number !== CMP);
   };
 }
 ONE_BYTE[0x80] = arithmeticImmediate('byte', true);
 ONE_BYTE[0x81] = arithmeticImmediate('full', false);
 ONE_BYTE[0x83] = arithmeticImmediate('full', true);
 
-ONE_BYTE[0x84] = rmReg(TEST, 'byte', false);
-ONE_BYTE[0x85] = rmReg(TEST, 'full', false);
-ONE_BYTE[0xa8] = accumulatorImmediate(TEST, 'byte');
-ONE_BYTE[0xa9] = accumulatorImmediate(TEST, 'full');
+/** TEST is an AND whose result is dropped. */
+ONE_BYTE[0x84] = kind(ALU.and, rmReg(COMPARE, 'byte', false));
+ONE_BYTE[0x85] = kind(ALU.and, rmReg(COMPARE, 'full', false));
+ONE_BYTE[0xa8] = kind(ALU.and, accumulatorImmediate(COMPARE, 'byte'));
+ONE_BYTE[0xa9] = kind(ALU.and, accumulatorImmediate(COMPARE, 'full'));
 ONE_BYTE[0x86] = rmSource(XCHG, 'byte', true);
 ONE_BYTE[0x87] = rmSource(XCHG, 'full', true);
 
@@ -128,16 +127,15 @@ ONE_BYTE[0x8d] = (d) => {
 };
 
 /** 0x40–0x4f are REX prefixes in 64-bit code. */
-const INCREMENT = unary(INC);
-const DECREMENT = unary(DEC);
 for (let i = 0; i < 8; i++) {
-  for (const [base, forms] of [
-    [0x40, INCREMENT],
-    [0x48, DECREMENT],
+  for (const [base, operation] of [
+    [0x40, UNARY.inc],
+    [0x48, UNARY.dec],
   ] as const) {
     ONE_BYTE[base + i] = onlyIn(32, (d) => {
+      d.op.kind = operation;
       d.op.dst = d.opcodeRegister(d.size);
-      return forms.register[d.size];
+      return UNARY_FORMS.register[d.size];
     });
   }
   ONE_BYTE[0x50 + i] = (d) => {
@@ -198,8 +196,9 @@ ONE_BYTE[0x6b] = imulImmediate(true);
 
 for (let i = 0; i < 16; i++) {
   ONE_BYTE[0x70 + i] = (d) => {
+    d.op.kind = i;
     d.relative('b');
-    return JUMP_IF[i]!;
+    return jumpIf;
   };
 }
 
@@ -262,26 +261,19 @@ for (const [base, run] of [
   }
 }
 
-/** 0xc0, 0xc1 and 0xd0 to 0xd3: shifts; /reg says which. /6 is another encoding of SHL. */
-const SHIFTS = [ROL, ROR, RCL, RCR, SHL, SHR, SHL, SAR];
-const shifts = (count: 'immediate' | 'one' | 'cl'): UnaryForms[] =>
-  SHIFTS.map((shift) =>
-    shifting(
-      shift,
-      count === 'immediate' ? (_c, op) => op.imm : count === 'one' ? () => 1 : (c) => c.r[RCX]!,
-    ),
-  );
+/** 0xc0, 0xc1 and 0xd0 to 0xd3: shifts by an immediate, by 1 and by cl; /reg says which shift. */
 for (const [base, count] of [
   [0xc0, 'immediate'],
   [0xd0, 'one'],
   [0xd2, 'cl'],
 ] as const) {
-  const forms = shifts(count);
   for (const width of ['byte', 'full'] as const) {
     ONE_BYTE[base + (width === 'byte' ? 0 : 1)] = (d) => {
       d.modrm();
-      if (count === 'immediate') d.op.imm = d.byte();
-      return rmOnly(d, forms[d.reg & 7]!, width, false);
+      d.op.kind = d.reg & 7;
+      d.op.imm = count === 'immediate' ? d.byte() : 1;
+      d.op.src = count === 'cl' ? 1 : 0;
+      return rmOnly(d, SHIFT_FORMS, width, false);
     };
   }
 }
@@ -383,35 +375,40 @@ ONE_BYTE[0xfb] = ending(sti);
 ONE_BYTE[0xfc] = plain(cld);
 ONE_BYTE[0xfd] = plain(std);
 
-const INVERT = unary(NOT);
-const NEGATE = unary(NEG);
 for (const width of ['byte', 'full'] as const) {
   ONE_BYTE[width === 'byte' ? 0xf6 : 0xf7] = (d) => {
     d.modrm();
     switch (d.reg & 7) {
       case 0:
       case 1:
-        return rmImmediate(d, TEST, width, width === 'byte', false);
+        d.op.kind = ALU.and;
+        return rmImmediate(d, COMPARE, width, width === 'byte', false);
       case 2:
-        return rmOnly(d, INVERT, width, true);
       case 3:
-        return rmOnly(d, NEGATE, width, true);
+        d.op.kind = (d.reg & 7) === 2 ? UNARY.not : UNARY.neg;
+        return rmOnly(d, UNARY_FORMS, width, true);
       default:
         return rmOnly(d, [MUL, IMUL, DIV, IDIV][(d.reg & 7) - 4]!, width, false);
     }
   };
 }
+/** INC and DEC of an operand, as /0 and /1. */
+function increment(d: Decoder, width: 'byte' | 'full'): Run {
+  if ((d.reg & 7) > 1) d.undefined();
+  d.op.kind = (d.reg & 7) === 0 ? UNARY.inc : UNARY.dec;
+  return rmOnly(d, UNARY_FORMS, width, true);
+}
+
 ONE_BYTE[0xfe] = (d) => {
   d.modrm();
-  const forms = [INCREMENT, DECREMENT][d.reg & 7];
-  return forms ? rmOnly(d, forms, 'byte', true) : d.undefined();
+  return increment(d, 'byte');
 };
 
 /** 0xff: INC, DEC, CALL, JMP and PUSH of an operand; the branches are 64-bit in 64-bit code. */
 ONE_BYTE[0xff] = (d) => {
   d.modrm();
   const which = d.reg & 7;
-  if (which <= 1) return rmOnly(d, which === 0 ? INCREMENT : DECREMENT, 'full', true);
+  if (which <= 1) return increment(d, 'full');
   if (which === 6) {
     d.op.src = d.register(d.rm, d.operand16 ? 'w' : 'q');
     return stackRun(d, d.memory ? PUSH_MEMORY : PUSH_REGISTER);

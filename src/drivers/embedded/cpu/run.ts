@@ -21,6 +21,8 @@ export const EXIT = {
   halt: 3,
   /** Triple fault. */
   shutdown: 4,
+  /** ATTENTION.leave is set. */
+  leave: 5,
 } as const;
 export type Exit = (typeof EXIT)[keyof typeof EXIT];
 /** Not an exit: go on. */
@@ -106,9 +108,10 @@ function attend(c: Cpu): typeof NONE | Exit {
   const why = c.attention;
   const stepping = (why & ATTENTION.step) !== 0;
   if ((why & ATTENTION.dead) !== 0) return EXIT.halt;
+  if ((why & ATTENTION.leave) !== 0) return EXIT.leave;
   if ((why & ATTENTION.request) !== 0) return EXIT.request;
-  // What a handler let through happens before anything else can make the instruction start again.
-  if ((why & ATTENTION.grant) !== 0) return step(c);
+  // What a handler let an instruction do happens before anything else can make it start again.
+  if ((why & ATTENTION.grant) !== 0 && !c.delivering) return step(c);
   if (stepping && c.stepFailed && !c.eventPending) return stepStop(c);
   if (c.eventPending) return deliverEvent(c);
   if (c.injectionPending && !stepping) {
@@ -125,12 +128,14 @@ function attend(c: Cpu): typeof NONE | Exit {
 
 /** Delivers the pending event. After an injection the stop that tells what it was follows. */
 function deliverEvent(c: Cpu): typeof NONE | Exit {
+  c.delivering = true;
   try {
     deliver(c, c.event);
   } catch (signal) {
     if (signal === SHUTDOWN && c.injectionPending) return trapStop(c);
     throw signal;
   }
+  c.delivering = false;
   c.eventPending = false;
   c.attention &= ~(ATTENTION.halt | ATTENTION.shadow);
   if (!c.injectionPending) c.attention &= ~ATTENTION.event;
@@ -156,7 +161,9 @@ function deliverInterrupt(c: Cpu): void {
   const vector = c.apic.pending();
   interrupt.set(vector, false, 0);
   interrupt.external = true;
+  c.delivering = true;
   deliver(c, interrupt);
+  c.delivering = false;
   c.apic.acknowledge(vector);
   c.attention &= ~ATTENTION.halt;
   c.clearGrants();
@@ -175,6 +182,7 @@ function stepStop(c: Cpu): Exit {
 function step(c: Cpu): typeof NONE | Exit {
   const { cpl } = c;
   const before = c.attention;
+  c.delivering = false;
   c.attention &= ~ATTENTION.shadow;
   const block = blockAt(c);
   const op = block.ops[0]!;

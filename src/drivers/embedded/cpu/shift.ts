@@ -1,4 +1,3 @@
-import type { Sized } from './alu.ts';
 import type { Cpu } from './cpu.ts';
 
 /*
@@ -6,8 +5,8 @@ import type { Cpu } from './cpu.ts';
  * set as for a count of 1, or cleared.
  */
 
-export type Shift = (c: Cpu, a: number, count: number) => number;
-export type Shift64 = (c: Cpu, al: number, ah: number, count: number) => number;
+/** The operations by their encoding; 6 is another one of SHL. */
+export const SHIFT = { rol: 0, ror: 1, rcl: 2, rcr: 3, shl: 4, shr: 5, sal: 6, sar: 7 } as const;
 
 /** The flags that follow from the result of a shift, sign-extended to 32 bits. */
 function result(c: Cpu, x: number): number {
@@ -95,42 +94,27 @@ function sar64(c: Cpu, al: number, ah: number, count: number): number {
   return right64(c, al, ah, count, ah >> 31);
 }
 
-export const SHL: Sized<Shift, Shift64> = {
-  b: (c, a, count) => shlNarrow(c, a, count, 8),
-  w: (c, a, count) => shlNarrow(c, a, count, 16),
-  d: (c, a, count) => {
-    if (count === 0) return a;
-    c.cf = (a >>> (32 - count)) & 1;
-    const x = a << count;
-    c.or = x ^ -c.cf;
-    return result(c, x);
-  },
-  q: shl64,
-};
+function shl32(c: Cpu, a: number, count: number): number {
+  if (count === 0) return a;
+  c.cf = (a >>> (32 - count)) & 1;
+  const x = a << count;
+  c.or = x ^ -c.cf;
+  return result(c, x);
+}
 
-export const SHR: Sized<Shift, Shift64> = {
-  b: (c, a, count) => shrNarrow(c, a, count, 8),
-  w: (c, a, count) => shrNarrow(c, a, count, 16),
-  d: (c, a, count) => {
-    if (count === 0) return a;
-    c.cf = (a >>> (count - 1)) & 1;
-    c.or = a;
-    return result(c, (a >>> count) | 0);
-  },
-  q: shr64,
-};
+function shr32(c: Cpu, a: number, count: number): number {
+  if (count === 0) return a;
+  c.cf = (a >>> (count - 1)) & 1;
+  c.or = a;
+  return result(c, (a >>> count) | 0);
+}
 
-export const SAR: Sized<Shift, Shift64> = {
-  b: (c, a, count) => sarNarrow(c, a, count, 8),
-  w: (c, a, count) => sarNarrow(c, a, count, 16),
-  d: (c, a, count) => {
-    if (count === 0) return a;
-    c.cf = (a >> (count - 1)) & 1;
-    c.or = 0;
-    return result(c, a >> count);
-  },
-  q: sar64,
-};
+function sar32(c: Cpu, a: number, count: number): number {
+  if (count === 0) return a;
+  c.cf = (a >> (count - 1)) & 1;
+  c.or = 0;
+  return result(c, a >> count);
+}
 
 /** Bit `width - 1` of `x` as a sign. */
 function top(x: number, width: number): number {
@@ -233,22 +217,60 @@ function rcr64(c: Cpu, al: number, ah: number, count: number): number {
   return lo;
 }
 
-function rotate(
-  small: (c: Cpu, a: number, count: number, width: number) => number,
-  q: Shift64,
-): Sized<Shift, Shift64> {
-  return {
-    b: (c, a, count) => small(c, a, count, 8),
-    w: (c, a, count) => small(c, a, count, 16),
-    d: (c, a, count) => small(c, a, count, 32),
-    q,
-  };
+/** A rotate of 8, 16 or 32 bits. */
+function rotateSmall(c: Cpu, operation: number, a: number, count: number, width: number): number {
+  switch (operation) {
+    case SHIFT.rol:
+      return rolSmall(c, a, count, width);
+    case SHIFT.ror:
+      return rorSmall(c, a, count, width);
+    case SHIFT.rcl:
+      return rclSmall(c, a, count, width);
+    default:
+      return rcrSmall(c, a, count, width);
+  }
 }
 
-export const ROL = rotate(rolSmall, rol64);
-export const ROR = rotate(rorSmall, ror64);
-export const RCL = rotate(rclSmall, rcl64);
-export const RCR = rotate(rcrSmall, rcr64);
+function shiftNarrow(c: Cpu, operation: number, a: number, count: number, width: number): number {
+  if (operation < SHIFT.shl) return rotateSmall(c, operation, a, count, width);
+  if (operation === SHIFT.shr) return shrNarrow(c, a, count, width);
+  return operation === SHIFT.sar ? sarNarrow(c, a, count, width) : shlNarrow(c, a, count, width);
+}
+
+/** A shift or rotate of 8 bits; the upper bits of operand and result mean nothing. */
+export function shift8(c: Cpu, operation: number, a: number, count: number): number {
+  return shiftNarrow(c, operation, a, count, 8);
+}
+
+export function shift16(c: Cpu, operation: number, a: number, count: number): number {
+  return shiftNarrow(c, operation, a, count, 16);
+}
+
+export function shift32(c: Cpu, operation: number, a: number, count: number): number {
+  if (operation < SHIFT.shl) return rotateSmall(c, operation, a, count, 32);
+  if (operation === SHIFT.shr) return shr32(c, a, count);
+  return operation === SHIFT.sar ? sar32(c, a, count) : shl32(c, a, count);
+}
+
+/** The same of 64 bits, in halves. */
+export function shift64(c: Cpu, operation: number, al: number, ah: number, count: number): number {
+  switch (operation) {
+    case SHIFT.rol:
+      return rol64(c, al, ah, count);
+    case SHIFT.ror:
+      return ror64(c, al, ah, count);
+    case SHIFT.rcl:
+      return rcl64(c, al, ah, count);
+    case SHIFT.rcr:
+      return rcr64(c, al, ah, count);
+    case SHIFT.shr:
+      return shr64(c, al, ah, count);
+    case SHIFT.sar:
+      return sar64(c, al, ah, count);
+    default:
+      return shl64(c, al, ah, count);
+  }
+}
 
 /** SHLD and SHRD of 16, 32 and 64 bits: `b` is what is shifted in. */
 export function shld32(c: Cpu, a: number, b: number, count: number): number {

@@ -29,6 +29,8 @@ export const ATTENTION = {
   grant: 128,
   /** The vCPU left the guest for good. */
   dead: 256,
+  /** The loop is to return: the machine was paused from within. */
+  leave: 512,
 } as const;
 
 /** Traps of one vCPU that instructions test, as bits of {@link Cpu.armed}. */

@@ -1,4 +1,4 @@
-import { SUB } from './alu.ts';
+import { ALU, compute8, compute16, compute32, compute64 } from './alu.ts';
 import { goBack, goOn } from './branch.ts';
 import { FLAG } from './constants.ts';
 import type { Cpu } from './cpu.ts';
@@ -70,10 +70,10 @@ function writeElement(c: Cpu, size: number, lo: number, hi: number): void {
 
 /** Sets the flags of `a - b`. */
 function compareElements(c: Cpu, size: number, al: number, ah: number, bl: number, bh: number): void {
-  if (size === 1) SUB.b(c, al, bl);
-  else if (size === 2) SUB.w(c, al, bl);
-  else if (size === 4) SUB.d(c, al, bl);
-  else SUB.q(c, al, ah, bl, bh);
+  if (size === 1) compute8(c, ALU.sub, al, bl);
+  else if (size === 2) compute16(c, ALU.sub, al, bl);
+  else if (size === 4) compute32(c, ALU.sub, al, bl);
+  else compute64(c, ALU.sub, al, ah, bl, bh);
 }
 
 /** One iteration. */
