@@ -21,15 +21,25 @@ describe('what is made from a guest for other tools', () => {
     const file = await isf(linux);
     const { size, fields, kind } = file.user_types.task_struct!;
     assert.deepEqual([kind, size], ['struct', 512]);
-    assert.deepEqual(fields.comm, { offset: 80, type: { kind: 'array', count: 16, subtype: { kind: 'base', name: 'char' } } });
+    assert.deepEqual(fields.comm, {
+      offset: 80,
+      type: { kind: 'array', count: 16, subtype: { kind: 'base', name: 'char' } },
+    });
     assert.deepEqual(fields.tasks, { offset: 32, type: { kind: 'struct', name: 'list_head' } });
     assert.deepEqual(fields.mm?.type, { kind: 'pointer', subtype: { kind: 'base', name: 'void' } });
     assert.deepEqual(file.symbols.init_task?.type, { kind: 'struct', name: 'task_struct' });
     const banner = Buffer.from(file.symbols.linux_banner!.constant_data!, 'base64').toString();
     assert.equal(banner, `${linux.kernel.banner}\n\0`);
     const { address } = file.symbols.init_task!;
-    assert.equal(address - file.symbols._text!.address, linux.symbols.require('init_task') - linux.symbols.require('_text'));
-    assert.match(isfText(file), new RegExp(`"init_task":\\{"address":${address},`), 'addresses are exact integers');
+    assert.equal(
+      address - file.symbols._text!.address,
+      linux.symbols.require('init_task') - linux.symbols.require('_text'),
+    );
+    assert.match(
+      isfText(file),
+      new RegExp(`"init_task":\\{"address":${address},`),
+      'addresses are exact integers',
+    );
     assert.equal(file.metadata.format, '6.2.0');
   });
 
