@@ -182,6 +182,11 @@ export const ERROR_CODES = {
     meaning: "The kernel's symbol table does not make sense.",
     next: 'Try again when the guest has booted.',
   },
+  E_LIBVIRT: {
+    exit: 'peer',
+    meaning: 'libvirt, or the virsh program, could not be used to reach a domain.',
+    next: 'Install libvirt-clients; see `virsh list`. LIBVIRT_DEFAULT_URI chooses the connection.',
+  },
   E_LIMIT: {
     exit: 'error',
     meaning: 'More was asked for than there can be.',
@@ -227,6 +232,11 @@ export const ERROR_CODES = {
     meaning: 'No Linux kernel was found in guest memory.',
     next: 'Try again when the guest has booted. Guests without Linux have no symbols, processes and files here.',
   },
+  E_NO_MACHINE: {
+    exit: 'noSuchVm',
+    meaning: 'A process is no VM, or one that cannot be hooked.',
+    next: '`kvmi list` shows what was found and why some cannot be hooked.',
+  },
   E_NO_TYPES: {
     exit: 'unknownOs',
     meaning: 'The kernel has no type information (BTF).',
@@ -235,7 +245,7 @@ export const ERROR_CODES = {
   E_NO_VM: {
     exit: 'noSuchVm',
     meaning: 'There is no such VM.',
-    next: '`kvmi list` shows what was found; others are reached by their QMP socket: `qemu:PATH`.',
+    next: '`kvmi list` shows what was found; others are reached by `qemu:PATH` or `libvirt:DOMAIN`.',
   },
   E_NOT_BACKED: {
     exit: 'error',
@@ -266,11 +276,6 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'The state that QEMU saves was not understood.',
     next: RUN_AGAIN,
-  },
-  E_QEMU_STUCK: {
-    exit: 'timeout',
-    meaning: 'QEMU did not stop its vCPUs in time.',
-    next: 'See whether the VM is under heavy load or its host is; try again.',
   },
   E_QEMU_TARGET: {
     exit: 'unsupported',
