@@ -1,5 +1,6 @@
 import { type Deferred, deferred } from '../awaitable.ts';
 import type { Guest, GuestEvent, GuestVcpu, Paused, Registers } from '../tool/index.ts';
+import { isNotStarted } from '../tool/not-started.ts';
 import { GdbBreakpoints } from './breakpoints.ts';
 import { NEEDED_MSRS, type RegisterSource } from './registers.ts';
 
@@ -30,7 +31,8 @@ export class Execution {
   readonly #report: (error: unknown) => void;
   readonly #held = new Map<GuestVcpu, Paused>();
   readonly #hits = new Map<GuestVcpu, Hit>();
-  readonly #stepping = new Set<GuestVcpu>();
+  /** Where each step started. */
+  readonly #stepping = new Map<GuestVcpu, bigint | undefined>();
   /** Registers since the last stop, with what was assigned. */
   readonly #registers = new Map<GuestVcpu, Registers>();
   readonly #forgetSteps: () => void;
@@ -62,7 +64,7 @@ export class Execution {
 
   async #halt(reason: StopReason): Promise<void> {
     await Promise.all(this.guest.vcpus.map((vcpu) => this.#hold(vcpu)));
-    const stepping = [...this.#stepping];
+    const stepping = [...this.#stepping.keys()];
     this.#stepping.clear();
     await Promise.all(stepping.map((vcpu) => vcpu.singlestep(false).catch(this.#report)));
     if (this.#left) return;
@@ -92,8 +94,10 @@ export class Execution {
     if (!reported) event.reply('retry', event.registers.changed ? { registers: event.registers } : undefined);
   }
 
-  async #stepped({ vcpu }: GuestEvent<'SINGLESTEP'>): Promise<void> {
+  async #stepped({ vcpu, data, rip }: GuestEvent<'SINGLESTEP'>): Promise<void> {
     if (!this.#stepping.has(vcpu)) return;
+    // Another stop came in between and nothing was carried out: once more.
+    if (data.failed && rip === this.#stepping.get(vcpu)) return;
     // The hold is taken at once, so that the answer waits for it.
     await this.halt({ signal: SIGNAL.trap, vcpu, breakpoint: false });
   }
@@ -111,7 +115,7 @@ export class Execution {
     if (registers) await this.breakpoints.lift(registers.rip, 1);
     try {
       await vcpu.singlestep(true);
-      this.#stepping.add(vcpu);
+      this.#stepping.set(vcpu, registers?.rip);
     } catch (error) {
       await this.breakpoints.restore(this.#report);
       throw error;
@@ -136,7 +140,7 @@ export class Execution {
       this.#registers.set(vcpu, registers);
       return registers;
     } catch (error) {
-      this.#report(error);
+      if (!isNotStarted(error)) this.#report(error);
       return undefined;
     }
   }
@@ -160,7 +164,7 @@ export class Execution {
     await this.#halting?.catch(this.#report);
     this.#running = true;
     await this.breakpoints.removeAll();
-    await Promise.all([...this.#stepping].map((vcpu) => vcpu.singlestep(false).catch(this.#report)));
+    await Promise.all([...this.#stepping.keys()].map((vcpu) => vcpu.singlestep(false).catch(this.#report)));
     this.#stepping.clear();
     for (const vcpu of this.guest.vcpus) this.#release(vcpu);
     this.#forgetSteps();

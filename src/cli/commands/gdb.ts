@@ -44,7 +44,7 @@ async function serve(context: Context, guest: Guest, { listen, once }: Serving):
   const { signal, log } = context;
   const directory =
     listen === undefined
-      ? mkdtempSync(join(context.env['XDG_RUNTIME_DIR'] ?? tmpdir(), 'kvmi-gdb-'))
+      ? mkdtempSync(join(context.env.XDG_RUNTIME_DIR ?? tmpdir(), 'kvmi-gdb-'))
       : undefined;
   try {
     let left = (): void => {};
