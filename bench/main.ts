@@ -1,7 +1,8 @@
+import { embeddedSuite } from './embedded.ts';
 import { keeps, type Measurement, type Suite } from './measurement.ts';
 import { memorySuite } from './memory.ts';
 
-const SUITES: readonly Suite[] = [memorySuite];
+const SUITES: readonly Suite[] = [memorySuite, embeddedSuite];
 
 function line({ name, value, unit, against }: Measurement): string {
   const digits = value >= 100 ? 0 : value >= 1 ? 1 : 3;

@@ -21,6 +21,8 @@ export class GuestMemory implements PhysicalMemory {
   /** Frame that reads as 0xff. */
   readonly unbacked: number;
   readonly code: CodeCache;
+  /** Counts writes from outside the guest. */
+  writes = 0;
   readonly #ramPages: number;
   /** Frames added at run time by gfn. */
   readonly #added = new Map<number, number>();
@@ -63,6 +65,7 @@ export class GuestMemory implements PhysicalMemory {
 
   write(gpa: number, from: Uint8Array): boolean {
     if (!this.#pieces(gpa, from.length, () => {})) return false;
+    this.writes++;
     return this.#pieces(gpa, from.length, (at, begin, length) => {
       this.bytes.set(from.subarray(begin, begin + length), at);
       this.wrote(at, length);

@@ -1,0 +1,116 @@
+import { STATE_SIZE } from '../src/abi/index.ts';
+import { createEmbeddedMachine, kernelAddress, MiniKernel } from '../src/drivers/embedded/index.ts';
+import { CONTINUE, type MachineHandler, type Trap } from '../src/machine/index.ts';
+import { type Measurement, median, type Suite } from './measurement.ts';
+
+/** Instructions of one measurement of speed, and how often it is repeated. */
+const INSTRUCTIONS = 5_000_000;
+const ROUNDS = 7;
+/** Stops of one measurement. */
+const STOPS = 300_000;
+
+/** A handler that lets everything go on, and counts. */
+class Trivial implements MachineHandler {
+  stops = 0;
+
+  stop() {
+    this.stops++;
+    return CONTINUE;
+  }
+
+  request(): undefined {}
+
+  closed(): void {}
+}
+
+function perSecond(count: number, work: () => void): number {
+  const start = performance.now();
+  work();
+  return (count / (performance.now() - start)) * 1000;
+}
+
+/** Speed of the mini kernel and its programs, without and with a handler, taken in turns. */
+function speed(): Measurement[] {
+  const machine = createEmbeddedMachine({ clock: 'instructions' });
+  machine.run(INSTRUCTIONS);
+  const free: number[] = [];
+  const hooked: number[] = [];
+  for (let round = 0; round < ROUNDS; round++) {
+    free.push(perSecond(INSTRUCTIONS, () => machine.run(INSTRUCTIONS)));
+    machine.attach(new Trivial());
+    hooked.push(perSecond(INSTRUCTIONS, () => machine.run(INSTRUCTIONS)));
+    machine.detach();
+  }
+  return [
+    { name: 'instructions, not hooked', value: median(free) / 1e6, unit: 'M/s' },
+    {
+      name: 'instructions, hooked, nothing armed',
+      value: median(hooked) / 1e6,
+      unit: 'M/s',
+      against: { what: 'not hooked', ratio: median(hooked) / median(free), budget: '>= 0.95' },
+    },
+  ];
+}
+
+/** Stops a second through a handler that answers at once. */
+function stops(
+  name: string,
+  action: string,
+  argument: bigint,
+  trap: (machine: Machine) => Trap,
+): Measurement {
+  const machine = createEmbeddedMachine({ clock: 'instructions', bootArgument: 1 });
+  const kernel = new MiniKernel(machine);
+  kernel.boot();
+  const handler = new Trivial();
+  machine.attach(handler);
+  machine.arm(trap(machine));
+  const run = (count: number) => {
+    const end = handler.stops + count;
+    while (handler.stops < end) {
+      if (machine.run(10_000) === 0) kernel.post(action, argument);
+    }
+  };
+  run(STOPS / 10);
+  const before = handler.stops;
+  const start = performance.now();
+  run(STOPS);
+  const rate = ((handler.stops - before) / (performance.now() - start)) * 1000;
+  return { name, value: rate / 1e6, unit: 'M/s' };
+}
+
+type Machine = ReturnType<typeof createEmbeddedMachine>;
+
+/** The state block of an event, read as often as a host side would: once a stop, with registers changed. */
+function stateReads(): Measurement {
+  const machine = createEmbeddedMachine({ clock: 'instructions', bootArgument: 1 });
+  new MiniKernel(machine).boot();
+  const vcpu = machine.vcpus[0]!;
+  const block = new Uint8Array(STATE_SIZE);
+  const rate = perSecond(1e6, () => {
+    for (let i = 0; i < 1e6; i++) vcpu.readState(block);
+  });
+  return { name: 'vCPU state blocks', value: rate / 1e6, unit: 'M/s' };
+}
+
+const page = (access: number) => (): Trap => ({
+  kind: 'page',
+  gfn: kernelAddress('test_page') / 4096,
+  access,
+  view: 0,
+});
+
+/** The embedded machine alone: how fast it runs and stops. */
+export const embeddedSuite: Suite = {
+  name: 'embedded',
+  async run() {
+    const vcpu = (machine: Machine) => ({ vcpu: machine.vcpus[0]! });
+    return [
+      ...speed(),
+      stops('page stops, a REP MOVSB to a trapped page', 'copy_to', 2048n, page(1)),
+      stops('page stops, a REP MOVSB from a trapped page', 'copy_from', 2048n, page(2)),
+      stops('singlestep stops', 'count', 10_000n, (machine) => ({ kind: 'singlestep', ...vcpu(machine) })),
+      stateReads(),
+    ];
+  },
+};
