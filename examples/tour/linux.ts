@@ -58,7 +58,12 @@ async function tell(story: Narrator, vm: LinuxGuest): Promise<void> {
   await again.close();
 }
 
-async function breakAndChange(story: Narrator, vm: LinuxGuest, guest: Guest, symbols: Symbols): Promise<void> {
+async function breakAndChange(
+  story: Narrator,
+  vm: LinuxGuest,
+  guest: Guest,
+  symbols: Symbols,
+): Promise<void> {
   story.step(
     `Break on ${FUNCTION} and change a register`,
     `const breakpoint = await guest.breakpoints.set(${hex(symbols[FUNCTION])}n, async (event) => {\n` +
@@ -89,8 +94,13 @@ interface Symbols {
 async function guestSymbols(vm: LinuxGuest): Promise<Symbols> {
   const names = ['linux_banner', '_stext', '_etext', FUNCTION];
   const lines = await vm.run(`grep -E ' (${names.join('|')})$' /proc/kallsyms`);
-  const found = lines.trim().split('\n').map((line) => line.trim().split(/\s+/));
-  return Object.fromEntries(found.map(([address, , name]) => [name, BigInt(`0x${address}`)])) as unknown as Symbols;
+  const found = lines
+    .trim()
+    .split('\n')
+    .map((line) => line.trim().split(/\s+/));
+  return Object.fromEntries(
+    found.map(([address, , name]) => [name, BigInt(`0x${address}`)]),
+  ) as unknown as Symbols;
 }
 
 async function readString(guest: Guest, gva: bigint): Promise<string> {

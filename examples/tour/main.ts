@@ -1,8 +1,7 @@
 import { messageOf } from '../../src/error.ts';
 
-const wantsLinux = process.argv.includes('--linux');
 try {
-  if (wantsLinux) await (await import('./linux.ts')).linuxTour();
+  if (process.argv.includes('--linux')) await (await import('./linux.ts')).linuxTour();
   else await (await import('./embedded.ts')).embeddedTour();
 } catch (error) {
   console.error(`kvmi: ${messageOf(error)}`);

@@ -23,12 +23,12 @@ export class Connection implements ChannelHandler {
   readonly dialect: Dialect;
   readonly requests: Requests;
   readonly timeout: number;
-  /** Tells the user about something that has no other way to surface. */
-  readonly report: (error: Error) => void;
+  readonly #report: (error: Error) => void;
   /** Takes each event. Set before the channel is opened. */
   onEvent: (event: ReceivedEvent) => void = () => {};
   readonly #decoder = new FrameDecoder((id, seq, payload) => this.#take(id, seq, payload));
   readonly #closed: Deferred<Error | undefined> = deferred();
+  readonly #atEnd = new Set<() => void>();
   #ended = false;
   #failure: Error | undefined;
 
@@ -36,10 +36,10 @@ export class Connection implements ChannelHandler {
     this.channel = channel;
     this.dialect = dialect;
     this.timeout = timeout;
-    this.report = report;
+    this.#report = report;
     this.requests = new Requests(dialect, {
       write: (message) => channel.write(message),
-      report,
+      report: (error) => this.report(error),
       timeout,
     });
   }
@@ -51,6 +51,17 @@ export class Connection implements ChannelHandler {
 
   get ended(): boolean {
     return this.#ended;
+  }
+
+  /** Tells the user about something that has no other way to surface; but not that something failed because of the end. */
+  report(error: Error): void {
+    if (!(this.#ended && isClosed(error))) this.#report(error);
+  }
+
+  /** Calls `run` when the connection is over. The result takes that back, for those who do not wait any more. */
+  onEnd(run: () => void): () => void {
+    this.#atEnd.add(run);
+    return () => this.#atEnd.delete(run);
   }
 
   write(message: Uint8Array): void {
@@ -87,6 +98,7 @@ export class Connection implements ChannelHandler {
         ...(error && { cause: error }),
       }),
     );
+    for (const run of this.#atEnd) run();
   }
 
   #take(id: number, seq: number, payload: Uint8Array): boolean {
@@ -137,6 +149,10 @@ const UNKNOWN_EVENT: EventDefinition = {
   reply: empty,
   actions: ['continue'],
 };
+
+function isClosed(error: unknown): boolean {
+  return error instanceof KvmiError && (error.code === 'E_CLOSED' || isClosed(error.cause));
+}
 
 function because(error: Error | undefined): string {
   return error ? `: ${error.message}` : '';

@@ -1,7 +1,6 @@
 import { getS32 } from '../abi/bytes.ts';
 import { KVM_ERRNO } from '../abi/errno.ts';
 import { KVM_XSAVE_SIZE, type KvmRegs } from '../abi/x86.ts';
-import { attempt } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
 import type { CpuidLeaf, Exception, Gpa, Gva, InterceptedCr } from '../machine/index.ts';
 import {
@@ -16,6 +15,7 @@ import {
 } from '../wire/index.ts';
 import type { Connection } from './connection.ts';
 import type { GuestMemory } from './memory.ts';
+import { isNotStarted } from './not-started.ts';
 import { generalBytes, type Registers, registersOf } from './registers.ts';
 import { VcpuStop } from './stop.ts';
 import { Switch } from './switch.ts';
@@ -79,14 +79,16 @@ export class GuestVcpu {
    * effect when it is answered.
    */
   async setRegisters(registers: Registers | KvmRegs): Promise<void> {
-    await this.connection.requests.setRegisters(generalBytes(registers), this.index);
+    await this.command('VCPU_SET_REGISTERS', { regs: generalBytes(registers) });
   }
 
-  /** The same in front of the answer to an event: a failure has nobody to tell but the report. @internal */
-  setRegistersBefore(general: Uint8Array): void {
-    void attempt<unknown>(
-      () => this.connection.requests.setRegisters(general, this.index),
-      (error) => this.connection.report(error as Error),
+  /** The same without waiting: in front of the answer to an event. @internal */
+  postRegisters(registers: Registers | KvmRegs, failed: (error: unknown) => void): void {
+    this.connection.requests.post(
+      'VCPU_SET_REGISTERS',
+      { regs: generalBytes(registers) },
+      this.index,
+      failed,
     );
   }
 
@@ -147,7 +149,10 @@ export class GuestVcpu {
     return { resume: await this.stop.hold() };
   }
 
-  /** Whether events of a kind are reported. BREAKPOINT stays on as long as there are breakpoints. */
+  /**
+   * Whether events of a kind are reported. What is turned on for a vCPU that was not started yet takes effect before
+   * its first instruction, here and below. BREAKPOINT stays on as long as there are breakpoints.
+   */
   controlEvents(name: EventName, on: boolean): Promise<void> {
     return this.switchEvents(name, on, USER);
   }
@@ -207,13 +212,20 @@ export class GuestVcpu {
   }
 
   #switch(name: string, send: (on: boolean) => Promise<unknown>): Switch {
-    let found = this.#switches.get(name);
-    if (!found) {
-      found = new Switch(send);
-      this.#switches.set(name, found);
-    }
-    return found;
+    const found = this.#switches.get(name);
+    if (found) return found;
+    const created: Switch = new Switch((on) =>
+      send(on).catch(async (error: unknown) => {
+        if (!isNotStarted(error)) throw error;
+        // Before its first instruction, then, if it is still wanted.
+        if (on) await this.stop.atNextStop(() => created.on && send(true).catch(this.#report));
+      }),
+    );
+    this.#switches.set(name, created);
+    return created;
   }
+
+  readonly #report = (error: unknown): void => this.connection.report(error as Error);
 
   /** Turns off everything that was turned on. Failures are reported. @internal */
   async disarm(): Promise<void> {

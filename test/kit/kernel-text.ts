@@ -43,10 +43,12 @@ export class KernelText {
 /** A hash of each page; QEMU reads by virtual address, through the page tables of a vCPU. */
 async function hashes(vm: LinuxGuest, start: bigint, size: number): Promise<string[]> {
   const file = join(vm.directory, 'kernel-text');
-  await vm.monitor.hmp(`memsave 0x${start.toString(16)} ${size} ${file}`);
+  await vm.monitor.hmp(`memsave 0x${start.toString(16)} ${size} "${file}"`);
   const bytes = readFileSync(file);
   rmSync(file);
   return Array.from({ length: Math.ceil(size / 4096) }, (_, i) =>
-    createHash('sha1').update(bytes.subarray(i * 4096, (i + 1) * 4096)).digest('hex'),
+    createHash('sha1')
+      .update(bytes.subarray(i * 4096, (i + 1) * 4096))
+      .digest('hex'),
   );
 }

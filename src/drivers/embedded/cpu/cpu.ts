@@ -123,6 +123,8 @@ export class Cpu implements CodeListener {
   stopLo = 0;
   stopHi = 0;
   stopLength = 0;
+  /** An event was being delivered when the vCPU stopped, not an instruction executed. */
+  delivering = false;
   /** Another stop came between the last singlestep stop and now. */
   stepFailed = false;
   /** What an instruction raised, valid while FAULT is thrown. */
@@ -194,6 +196,7 @@ export class Cpu implements CodeListener {
     this.eventPending = false;
     this.injectionPending = false;
     this.stepFailed = false;
+    this.delivering = false;
     this.clearGrants();
     this.setSystemFlags(0);
     this.setCpl(0);

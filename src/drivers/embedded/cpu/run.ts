@@ -108,7 +108,9 @@ function attend(c: Cpu): typeof NONE | Exit {
   if ((why & ATTENTION.dead) !== 0) return EXIT.halt;
   if ((why & ATTENTION.leave) !== 0) return EXIT.leave;
   if ((why & ATTENTION.request) !== 0) return EXIT.request;
-  if (stepping && c.stepFailed && (why & ATTENTION.grant) === 0 && !c.eventPending) return stepStop(c);
+  // What a handler let an instruction do happens before anything else can make it start again.
+  if ((why & ATTENTION.grant) !== 0 && !c.delivering) return step(c);
+  if (stepping && c.stepFailed && !c.eventPending) return stepStop(c);
   if (c.eventPending) return deliverEvent(c);
   if (c.injectionPending && !stepping) {
     c.queueEvent(c.injection);
@@ -129,12 +131,14 @@ function attend(c: Cpu): typeof NONE | Exit {
 
 /** Delivers the pending event. After an injection the stop that tells what it was follows. */
 function deliverEvent(c: Cpu): typeof NONE | Exit {
+  c.delivering = true;
   try {
     deliver(c, c.event);
   } catch (signal) {
     if (signal === SHUTDOWN && c.injectionPending) return trapStop(c);
     throw signal;
   }
+  c.delivering = false;
   c.eventPending = false;
   c.attention &= ~(ATTENTION.halt | ATTENTION.shadow);
   if (!c.injectionPending) c.attention &= ~ATTENTION.event;
@@ -160,7 +164,9 @@ function deliverInterrupt(c: Cpu): void {
   const vector = c.apic.pending();
   interrupt.set(vector, false, 0);
   interrupt.external = true;
+  c.delivering = true;
   deliver(c, interrupt);
+  c.delivering = false;
   c.apic.acknowledge(vector);
   c.attention &= ~ATTENTION.halt;
   c.clearGrants();
@@ -179,6 +185,7 @@ function stepStop(c: Cpu): Exit {
 function step(c: Cpu): typeof NONE | Exit {
   const { cpl } = c;
   const before = c.attention;
+  c.delivering = false;
   c.attention &= ~ATTENTION.shadow;
   const block = blockAt(c);
   const op = block.ops[0]!;

@@ -1,0 +1,50 @@
+import { accessSync, constants } from 'node:fs';
+import { delimiter, join } from 'node:path';
+import { discover, type FoundVm, handleOf } from '../discover.ts';
+import { type Check, type Finding, ok } from './check.ts';
+
+function onPath(program: string): string | undefined {
+  return (process.env.PATH ?? '')
+    .split(delimiter)
+    .map((directory) => join(directory, program))
+    .find((path) => {
+      try {
+        accessSync(path, constants.X_OK);
+        return true;
+      } catch {
+        return false;
+      }
+    });
+}
+
+function virshFinding(): Finding {
+  const path = onPath('virsh');
+  if (path) return ok(path);
+  return {
+    severity: 'info',
+    found: 'virsh is not installed',
+    remedy: 'Needed for libvirt domains only: apt-get install libvirt-clients',
+  };
+}
+
+function vmFinding(vm: FoundVm): Finding {
+  const about = `${handleOf(vm)} ${vm.name}`.trim();
+  if (vm.target !== undefined) return { ...ok(`reachable by ${vm.target}`), about };
+  return {
+    severity: 'warning',
+    about,
+    found: vm.reason ?? 'not reachable',
+    remedy: 'Start QEMU with -qmp unix:PATH,server=on,wait=off, one for each client.',
+  };
+}
+
+async function vmFindings(): Promise<readonly Finding[]> {
+  const found = await discover();
+  if (found.length === 0) return [{ severity: 'info', found: 'no VM runs on this host' }];
+  return found.map(vmFinding);
+}
+
+export const QEMU_CHECKS: readonly Check[] = [
+  { name: 'virsh', enables: 'libvirt:DOMAIN', examine: virshFinding },
+  { name: 'vm', enables: 'hooking that VM', examine: vmFindings },
+];

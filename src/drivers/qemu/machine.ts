@@ -1,0 +1,325 @@
+import { type Awaitable, then } from '../../awaitable.ts';
+import { KvmiError, messageOf } from '../../error.ts';
+import { type Capabilities, requireCapability } from '../../machine/capabilities.ts';
+import type { Machine, MachineHandler } from '../../machine/machine.ts';
+import { type BackedRegion, RegionMemory } from '../../machine/region-memory.ts';
+import type { Answer, Stop, Trap } from '../../machine/stops.ts';
+import { BreakpointTrap } from './breakpoint-trap.ts';
+import { qemuCapabilities } from './capabilities.ts';
+import type { CpuState } from './cpu-state.ts';
+import { CpuidReader } from './cpuid-reader.ts';
+import type { GdbClient } from './gdb.ts';
+import { Guard } from './guard.ts';
+import { Injection } from './injection.ts';
+import { InstructionTraps } from './instruction-traps.ts';
+import { parseMemoryTree } from './memory-map.ts';
+import type { QmpAddress } from './open-qmp.ts';
+import { Patches } from './patches.ts';
+import { findQemuProcess, startTimeOf } from './process.ts';
+import { type QmpEvent, type QmpTransport, recordOf, recordsOf } from './qmp.ts';
+import { openRam, type RamSource } from './ram.ts';
+import { RunControl, type RunControlOwner } from './run-control.ts';
+import { StateReader } from './state-reader.ts';
+import { StoppedMemory } from './stopped-memory.ts';
+import type { StoppedVcpu } from './stopped-vcpu.ts';
+import { findFreeStub, type StubPlan } from './stub.ts';
+import { QemuVcpu } from './vcpu.ts';
+import { Workspace } from './workspace.ts';
+
+/** What is asked of QEMU once, when the machine is opened. */
+interface QemuFacts {
+  readonly name: string;
+  readonly uuid: Uint8Array;
+  readonly tcg: boolean;
+  readonly pid: number | undefined;
+  /** The TSC frequency of each vCPU in Hz, 0 when QEMU does not know it. */
+  readonly tscHz: readonly number[];
+}
+
+/** Any unmodified QEMU, attached through its monitor alone. */
+export class QemuMachine implements Machine {
+  readonly name: string;
+  readonly uuid: Uint8Array;
+  readonly startTime: number;
+  readonly memory: RegionMemory;
+  readonly vcpus: readonly QemuVcpu[];
+  readonly #facts: QemuFacts;
+  readonly #qmp: QmpTransport;
+  readonly #monitor: QmpAddress;
+  readonly #guard: Guard;
+  readonly #patches = new Patches((gpa, original) => this.#guard.note({ kind: 'patch', gpa, original }));
+  readonly #workspace: Workspace;
+  readonly #ram: ReadonlyMap<string, RamSource>;
+  readonly #control: RunControl;
+  readonly #states: StateReader;
+  readonly #breakpoints: BreakpointTrap;
+  readonly #injection: Injection;
+  readonly #instructions: Readonly<Record<'cr' | 'msr' | 'xsetbv', InstructionTraps>>;
+  #capabilities: Capabilities;
+  #handler: MachineHandler | undefined;
+  #shutDown = false;
+
+  /** Opens the machine behind `qmp` without touching the guest. The machine owns `qmp` from then on. */
+  static async open(qmp: QmpTransport, monitor: QmpAddress): Promise<QemuMachine> {
+    let workspace: Workspace | undefined;
+    try {
+      const facts = await readFacts(qmp);
+      workspace = new Workspace(facts.pid);
+      const ranges = parseMemoryTree(await qmp.hmp('info mtree -f'));
+      const ram = await openRam(ranges, qmp, facts.pid, workspace);
+      return new QemuMachine(facts, qmp, monitor, workspace, ram, ranges);
+    } catch (error) {
+      workspace?.remove();
+      qmp.close();
+      throw error;
+    }
+  }
+
+  private constructor(
+    facts: QemuFacts,
+    qmp: QmpTransport,
+    monitor: QmpAddress,
+    workspace: Workspace,
+    ram: ReadonlyMap<string, RamSource>,
+    ranges: ReturnType<typeof parseMemoryTree>,
+  ) {
+    this.name = facts.name;
+    this.uuid = facts.uuid;
+    this.startTime = facts.pid === undefined ? 0 : startTimeOf(facts.pid);
+    this.#facts = facts;
+    this.#qmp = qmp;
+    this.#monitor = monitor;
+    this.#guard = new Guard(workspace);
+    this.#workspace = workspace;
+    this.#ram = ram;
+    this.memory = new RegionMemory(
+      ranges.map(({ gpa, size, readonly, block, offset }): BackedRegion => {
+        const source = ram.get(block)!;
+        const backend = {
+          read: (at: number, into: Uint8Array) => source.read(offset + at, into),
+          write: (at: number, from: Uint8Array) => this.#write(gpa + at, from, source, offset + at),
+        };
+        return { gpa, size, readonly, backend };
+      }),
+    );
+    this.#control = new RunControl(qmp, workspace, facts.tscHz.length, this.#owner());
+    this.#states = new StateReader(qmp, workspace, facts.tscHz.length, facts.tcg);
+    this.#breakpoints = new BreakpointTrap(this.#control, this.memory, (gva) =>
+      this.#guard.note({ kind: 'handler', gva: gva.toString(16) }),
+    );
+    this.#capabilities = qemuCapabilities({ ...facts, noDeviceState: undefined });
+    this.#injection = new Injection(this.#control, this.memory);
+    this.#instructions = {
+      cr: new InstructionTraps(this.#control, this.memory, 'cr'),
+      msr: new InstructionTraps(this.#control, this.memory, 'msr'),
+      xsetbv: new InstructionTraps(this.#control, this.memory, 'xsetbv'),
+    };
+    const cpuid = new CpuidReader(this.#control, this.memory);
+    this.vcpus = facts.tscHz.map(
+      (hz, i) => new QemuVcpu(i, hz, this.#control, cpuid, () => this.#capabilities),
+    );
+    qmp.onEvent((event) => this.#event(event));
+  }
+
+  get capabilities(): Capabilities {
+    return this.#capabilities;
+  }
+
+  /** How guest memory is read, one sentence a RAM block. */
+  get memoryAccess(): string[] {
+    return [...this.#ram].map(([block, { description }]) => `${block}: ${description}`);
+  }
+
+  /** Throws E_ATTACHED when another handler is attached, E_GDB_BUSY when a debugger has the VM's gdbstub. */
+  async attach(handler: MachineHandler): Promise<void> {
+    if (this.#control.lost) throw this.#control.lost;
+    if (this.#handler) throw new KvmiError('E_ATTACHED', `${this.name} is attached already`);
+    if (!this.#control.attached) await findFreeStub(this.#qmp);
+    this.#handler = handler;
+  }
+
+  async detach(): Promise<void> {
+    await this.#control.end();
+    this.#breakpoints.clear();
+    this.#injection.clear();
+    for (const traps of Object.values(this.#instructions)) traps.clear();
+    this.#handler = undefined;
+  }
+
+  async arm(trap: Trap): Promise<void> {
+    switch (trap.kind) {
+      case 'breakpoint':
+        requireCapability(this.#capabilities, trap.kind);
+        return this.#control.exclusive((gdb) => this.#breakpoints.arm(trap.vcpu.index, gdb));
+      case 'singlestep':
+        requireCapability(this.#capabilities, trap.kind);
+        return this.#setStepping(trap.vcpu.index, true);
+      case 'cr':
+      case 'msr':
+      case 'xsetbv':
+        requireCapability(this.#capabilities, trap.kind);
+        return this.#control.exclusive((gdb) => this.#instructions[trap.kind].arm(trap, gdb));
+      case 'page':
+        return this.#armPage(trap.access);
+      case 'cpuid':
+        return requireCapability(this.#capabilities, 'cpuid-event');
+      default:
+        return requireCapability(this.#capabilities, trap.kind);
+    }
+  }
+
+  async disarm(trap: Trap): Promise<void> {
+    if (!this.#control.attached) return;
+    if (trap.kind === 'breakpoint') {
+      await this.#control.exclusive((gdb) => this.#breakpoints.disarm(trap.vcpu.index, gdb));
+    } else if (trap.kind === 'singlestep') {
+      await this.#setStepping(trap.vcpu.index, false);
+    } else if (trap.kind === 'cr' || trap.kind === 'msr' || trap.kind === 'xsetbv') {
+      await this.#control.exclusive((gdb) => this.#instructions[trap.kind].disarm(trap, gdb));
+    }
+  }
+
+  /** Ends QEMU as the kernel's KVMI does: with SIGTERM. */
+  kill(): void {
+    requireCapability(this.#capabilities, 'crash');
+    process.kill(this.#facts.pid!, 'SIGTERM');
+  }
+
+  async close(): Promise<void> {
+    await this.detach();
+    this.#guard.end();
+    this.#qmp.close();
+    for (const source of this.#ram.values()) source.close();
+    this.#workspace.remove();
+  }
+
+  #armPage(access: number): void {
+    const names = ['page-read', 'page-write', 'page-execute'] as const;
+    names.forEach((name, bit) => {
+      if (!(access & (1 << bit))) requireCapability(this.#capabilities, name);
+    });
+  }
+
+  #setStepping(vcpu: number, on: boolean): Promise<void> {
+    return this.#control.exclusive(async () => {
+      this.#control.vcpus[vcpu]!.stepping = on;
+    });
+  }
+
+  /**
+   * TCG keeps translations of guest code, which only writes through QEMU invalidate; so every write goes that way, with
+   * the vCPUs stopped. Other accelerators run the code itself, and bytes are stored directly.
+   */
+  #write(gpa: number, from: Uint8Array, source: RamSource, offset: number): Awaitable<boolean> {
+    const bytes = from.slice();
+    if (!this.#facts.tcg && source.write) {
+      return then(this.#patches.note(this.memory, gpa, bytes), () => source.write!(offset, bytes));
+    }
+    return this.#control.exclusive(async (gdb) => {
+      await this.#patches.note(this.memory, gpa, bytes);
+      return gdb.writePhysical(gpa, bytes);
+    });
+  }
+
+  #owner(): RunControlOwner {
+    return {
+      stop: (vcpu, stop) => this.#stop(vcpu, stop),
+      request: (vcpu) => this.#handler?.request(this.vcpus[vcpu]!),
+      readStates: (gdb) => this.#readStates(gdb),
+      deliver: (vcpu, hold, answer) => this.#injection.deliver(vcpu, hold, answer),
+      attaching: (stub, running) => this.#attaching(stub, running),
+      leaving: (vcpus) => this.#leaving(vcpus),
+      detached: () => this.#guard.note({ kind: 'detach' }),
+      paused: (paused) => {
+        this.#guard.note({ kind: 'running', running: !paused });
+        if (paused) void this.#preUnhook('suspend');
+      },
+      lost: (error) => this.#lost(error),
+    };
+  }
+
+  #attaching(stub: StubPlan, running: boolean): void {
+    const { tcg, tscHz } = this.#facts;
+    this.#guard.note({ kind: 'attach', monitor: this.#monitor, stub, vcpus: tscHz.length, tcg, running });
+  }
+
+  async #leaving(vcpus: readonly StoppedVcpu[]): Promise<void> {
+    const memory = new StoppedMemory(this.memory, vcpus[0]!.gdb);
+    await this.#patches.restore(memory, vcpus, this.#breakpoints.handlers);
+  }
+
+  async #stop(vcpu: number, stop: Stop): Promise<Answer> {
+    const answer = (await this.#handler?.stop(this.vcpus[vcpu]!, stop)) ?? { action: 'continue' };
+    return answer;
+  }
+
+  async #readStates(gdb: GdbClient): Promise<CpuState[]> {
+    const states = await this.#states.read(gdb);
+    const { failure } = this.#states;
+    this.#capabilities = qemuCapabilities({ ...this.#facts, noDeviceState: failure });
+    for (const [i, state] of states.entries()) {
+      this.vcpus[i]!.started = state.started;
+      await this.#breakpoints.refresh(i, state, gdb);
+    }
+    return states;
+  }
+
+  #event({ name }: QmpEvent): void {
+    if (name === 'SHUTDOWN') {
+      this.#shutDown = true;
+      void this.#preUnhook('shutdown');
+    }
+    // What was patched is overwritten or meaningless once the guest boots again.
+    if (name === 'RESET') this.#patches.clear();
+    if (name === 'SUSPEND' || name === 'SUSPEND_DISK') void this.#preUnhook('suspend');
+    if (name === 'MIGRATION') void this.#preUnhook('migrate');
+  }
+
+  async #preUnhook(reason: 'suspend' | 'migrate' | 'shutdown'): Promise<void> {
+    try {
+      await this.#handler?.preUnhook?.(reason);
+    } catch {
+      // QEMU goes on whatever the handler makes of it.
+    }
+  }
+
+  #lost(error: Error): void {
+    const handler = this.#handler;
+    this.#handler = undefined;
+    handler?.closed(this.#shutDown ? undefined : error);
+  }
+}
+
+async function readFacts(qmp: QmpTransport): Promise<QemuFacts> {
+  const [name, uuid, kvm, cpus, pid] = await Promise.all([
+    qmp.execute('query-name'),
+    qmp.execute('query-uuid'),
+    qmp.execute('query-kvm'),
+    qmp.execute('query-cpus-fast'),
+    findQemuProcess(qmp),
+  ]);
+  const list = recordsOf(cpus, 'the list of vCPUs');
+  const foreign = list.find(({ target }) => target !== 'x86_64');
+  if (list.length === 0 || foreign !== undefined) {
+    throw new KvmiError('E_QEMU_TARGET', `QEMU at ${qmp.where} emulates ${foreign?.target}, not x86_64`);
+  }
+  const tscHz = await Promise.all(list.map((cpu) => readTscFrequency(qmp, String(cpu['qom-path']))));
+  const { name: given } = recordOf(name, 'the name');
+  return {
+    name: typeof given === 'string' && given !== '' ? given : qmp.where,
+    uuid: Buffer.from(String(recordOf(uuid, 'the UUID').UUID).replaceAll('-', ''), 'hex'),
+    tcg: recordOf(kvm, 'the accelerator').enabled !== true,
+    pid,
+    tscHz,
+  };
+}
+
+async function readTscFrequency(qmp: QmpTransport, path: string): Promise<number> {
+  try {
+    const hz = await qmp.execute('qom-get', { path, property: 'tsc-frequency' });
+    return typeof hz === 'number' ? hz : 0;
+  } catch (error) {
+    if (error instanceof KvmiError && error.code === 'E_QMP_COMMAND') return 0;
+    throw new KvmiError('E_QEMU_FACTS', `${path}: ${messageOf(error)}`, { cause: error });
+  }
+}

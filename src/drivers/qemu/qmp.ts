@@ -1,0 +1,116 @@
+import { KvmiError } from '../../error.ts';
+
+/** An asynchronous message of QEMU: `STOP`, `RESUME`, `SHUTDOWN`, … */
+export interface QmpEvent {
+  readonly name: string;
+  readonly data: Readonly<Record<string, unknown>>;
+}
+
+/**
+ * A way to QEMU's monitor (QMP): a socket of its own, or a management layer that passes commands through.
+ */
+export interface QmpTransport {
+  /** For messages: the socket's path, or the libvirt domain. */
+  readonly where: string;
+  /** Runs one command and returns its `return` value. Rejects with E_QMP_COMMAND when QEMU refuses it. */
+  execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown>;
+  /** Runs one line of the human monitor, on the vCPU `cpuIndex` where that matters, and returns what it prints. */
+  hmp(line: string, cpuIndex?: number): Promise<string>;
+  /** Calls `listener` for each event until the returned function is called. */
+  onEvent(listener: (event: QmpEvent) => void): () => void;
+  /** Calls `listener` once when the connection has ended; `error` unless {@link close} ended it. */
+  onClosed(listener: (error?: Error) => void): void;
+  close(): void;
+}
+
+/** How long a monitor command may take. */
+export const QMP_TIMEOUT_MS = 10_000;
+
+/** No line of QMP is longer; the largest answers (schemas, memory trees) have some 100 KiB. */
+export const QMP_LINE_LIMIT = 16 << 20;
+
+const NEWLINE = 0x0a;
+
+/** Splits a byte stream into lines, however it is cut. A line longer than the limit throws E_QMP_PROTOCOL. */
+export class LineSplitter {
+  readonly #limit: number;
+  #parts: Uint8Array[] = [];
+  #size = 0;
+
+  constructor(limit = QMP_LINE_LIMIT) {
+    this.#limit = limit;
+  }
+
+  /** The lines that `chunk` completes, without their line ends. `chunk` must not be changed afterwards. */
+  push(chunk: Uint8Array): string[] {
+    const lines: string[] = [];
+    let from = 0;
+    for (let end = chunk.indexOf(NEWLINE); end >= 0; end = chunk.indexOf(NEWLINE, from)) {
+      this.#add(chunk.subarray(from, end));
+      lines.push(Buffer.concat(this.#parts, this.#size).toString('utf8').trimEnd());
+      this.#parts = [];
+      this.#size = 0;
+      from = end + 1;
+    }
+    if (from < chunk.length) this.#add(chunk.subarray(from));
+    return lines;
+  }
+
+  #add(part: Uint8Array): void {
+    this.#size += part.length;
+    if (this.#size > this.#limit) {
+      throw new KvmiError('E_QMP_PROTOCOL', `a monitor line is longer than ${this.#limit} bytes`);
+    }
+    this.#parts.push(part);
+  }
+}
+
+/** One line of QMP, sorted by what it is. */
+export type QmpMessage =
+  | { readonly kind: 'greeting' }
+  | { readonly kind: 'event'; readonly event: QmpEvent }
+  | { readonly kind: 'return'; readonly id: unknown; readonly value: unknown }
+  | { readonly kind: 'error'; readonly id: unknown; readonly errorClass: string; readonly text: string };
+
+/** Decodes one line; anything that is not QMP throws E_QMP_PROTOCOL. */
+export function parseQmpMessage(line: string): QmpMessage {
+  let message: unknown;
+  try {
+    message = JSON.parse(line);
+  } catch (cause) {
+    throw new KvmiError('E_QMP_PROTOCOL', `not a QMP message: ${line.slice(0, 80)}`, { cause });
+  }
+  const fields = recordOf(message, 'a QMP message');
+  if ('QMP' in fields) return { kind: 'greeting' };
+  if (typeof fields.event === 'string') {
+    const data = fields.data === undefined ? {} : recordOf(fields.data, 'the data of an event');
+    return { kind: 'event', event: { name: fields.event, data } };
+  }
+  if ('error' in fields) {
+    const error = recordOf(fields.error, 'a QMP error');
+    return { kind: 'error', id: fields.id, errorClass: String(error.class), text: String(error.desc) };
+  }
+  if ('return' in fields) return { kind: 'return', id: fields.id, value: fields.return };
+  throw new KvmiError('E_QMP_PROTOCOL', `not a QMP message: ${line.slice(0, 80)}`);
+}
+
+/** QEMU refused a command. */
+export function qmpCommandError(command: string, errorClass: string, text: string, where: string): KvmiError {
+  return new KvmiError('E_QMP_COMMAND', `QEMU at ${where} refused ${command}: ${text}`, {
+    data: { command, class: errorClass, text, where },
+  });
+}
+
+/** `value` as an object with properties, or E_QMP_PROTOCOL naming `what`. */
+export function recordOf(value: unknown, what: string): Readonly<Record<string, unknown>> {
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+    return value as Record<string, unknown>;
+  }
+  throw new KvmiError('E_QMP_PROTOCOL', `${what} is not an object`);
+}
+
+/** `value` as an array of objects, or E_QMP_PROTOCOL naming `what`. */
+export function recordsOf(value: unknown, what: string): Readonly<Record<string, unknown>>[] {
+  if (!Array.isArray(value)) throw new KvmiError('E_QMP_PROTOCOL', `${what} is not a list`);
+  return value.map((element) => recordOf(element, what));
+}

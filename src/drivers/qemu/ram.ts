@@ -1,0 +1,163 @@
+import { closeSync, fstatSync, openSync, readSync, writeSync } from 'node:fs';
+import type { Awaitable } from '../../awaitable.ts';
+import { messageOf } from '../../error.ts';
+import { parseHostAddress, type RamRange } from './memory-map.ts';
+import { descriptorOf, type Mapping, readMappings } from './process.ts';
+import type { QmpTransport } from './qmp.ts';
+import type { Workspace } from './workspace.ts';
+
+/** A way to the bytes of one RAM block; offsets are into the block. */
+export interface RamSource {
+  /** For people: how the block is read, and why not in a better way. */
+  readonly description: string;
+  read(offset: number, into: Uint8Array): Awaitable<boolean>;
+  /** Stores bytes without telling the vCPUs; undefined where only QEMU itself can write. */
+  readonly write?: (offset: number, from: Uint8Array) => boolean;
+  close(): void;
+}
+
+/**
+ * The fastest source for each RAM block of `ranges`: the shared file behind it, QEMU's own memory, or, when this
+ * process may use neither, QEMU's `pmemsave`.
+ */
+export async function openRam(
+  ranges: readonly RamRange[],
+  qmp: QmpTransport,
+  pid: number | undefined,
+  workspace: Workspace,
+): Promise<Map<string, RamSource>> {
+  const sources = new Map<string, RamSource>();
+  let reason = "QEMU's process was not found on this host";
+  let mappings: Mapping[] = [];
+  if (pid !== undefined) {
+    try {
+      mappings = readMappings(pid);
+    } catch (error) {
+      reason = `QEMU's memory map cannot be read: ${messageOf(error)}`;
+    }
+  }
+  for (const range of ranges) {
+    if (sources.has(range.block)) continue;
+    const blockRanges = ranges.filter(({ block }) => block === range.block);
+    const address = parseHostAddress(await qmp.hmp(`gpa2hva 0x${range.gpa.toString(16)}`));
+    let source: RamSource | undefined;
+    if (pid !== undefined && address !== undefined && mappings.length > 0) {
+      const opened = openProcessRam(pid, mappings, address - range.offset, blockRanges);
+      if (typeof opened === 'string') reason = opened;
+      else source = opened;
+    }
+    sources.set(range.block, source ?? new MonitorRam(blockRanges, qmp, workspace, reason));
+  }
+  return sources;
+}
+
+/** `base` is where the block starts in QEMU's address space. The reason when it cannot be opened. */
+function openProcessRam(
+  pid: number,
+  mappings: readonly Mapping[],
+  base: number,
+  ranges: readonly RamRange[],
+): RamSource | string {
+  const first = Math.min(...ranges.map(({ offset }) => offset));
+  const end = Math.max(...ranges.map(({ offset, size }) => offset + size));
+  const mapping = mappings.find(({ start, end: mapped }) => base + first >= start && base + first < mapped);
+  if (mapping === undefined) return "QEMU's memory map does not hold the guest's memory";
+  if (mapping.shared && mapping.inode !== 0) {
+    const path = descriptorOf(pid, mapping);
+    const source =
+      path === undefined ? undefined : openShared(path, base - mapping.start + mapping.offset, end);
+    if (source !== undefined) return source;
+  }
+  return openProcessMemory(pid, base);
+}
+
+/** A descriptor with a constant distance between an offset in the block and one in the file. */
+class FileRam implements RamSource {
+  readonly description: string;
+  readonly #fd: number;
+  readonly #base: number;
+
+  constructor(description: string, fd: number, base: number) {
+    this.description = description;
+    this.#fd = fd;
+    this.#base = base;
+  }
+
+  read(offset: number, into: Uint8Array): boolean {
+    try {
+      return readSync(this.#fd, into, 0, into.length, this.#base + offset) === into.length;
+    } catch {
+      return false;
+    }
+  }
+
+  write = (offset: number, from: Uint8Array): boolean => {
+    try {
+      return writeSync(this.#fd, from, 0, from.length, this.#base + offset) === from.length;
+    } catch {
+      return false;
+    }
+  };
+
+  close(): void {
+    closeSync(this.#fd);
+  }
+}
+
+/** The file that QEMU shares the guest's memory through. Reading a hole of it allocates nothing. */
+function openShared(path: string, base: number, end: number): RamSource | undefined {
+  try {
+    const fd = openSync(path, 'r+');
+    if (fstatSync(fd).size >= base + end) return new FileRam('shared memory', fd, base);
+    closeSync(fd);
+  } catch {
+    // Without the right to open it, /proc/PID/mem is next.
+  }
+  return undefined;
+}
+
+function openProcessMemory(pid: number, base: number): RamSource | string {
+  const path = `/proc/${pid}/mem`;
+  try {
+    const source = new FileRam(path, openSync(path, 'r+'), base);
+    if (source.read(0, new Uint8Array(1))) return source;
+    source.close();
+    return `${path} opens but cannot be read: the kernel restricts it (Yama ptrace_scope, or a security module)`;
+  } catch (error) {
+    return `${path}: ${messageOf(error)}; it takes CAP_SYS_PTRACE, or QEMU's user and Yama ptrace_scope 0`;
+  }
+}
+
+/** Reads through QEMU's `pmemsave`, which needs no right on the process but a directory that both can use. */
+class MonitorRam implements RamSource {
+  readonly description: string;
+  readonly #ranges: readonly RamRange[];
+  readonly #qmp: QmpTransport;
+  readonly #workspace: Workspace;
+
+  constructor(ranges: readonly RamRange[], qmp: QmpTransport, workspace: Workspace, reason: string) {
+    this.description = `QEMU's monitor (slow), because ${reason}`;
+    this.#ranges = ranges;
+    this.#qmp = qmp;
+    this.#workspace = workspace;
+  }
+
+  async read(offset: number, into: Uint8Array): Promise<boolean> {
+    const range = this.#ranges.find((candidate) => {
+      const at = offset - candidate.offset;
+      return at >= 0 && at + into.length <= candidate.size;
+    });
+    if (range === undefined) return false;
+    const gpa = range.gpa + offset - range.offset;
+    return this.#workspace.receive(
+      (filename) => this.#qmp.execute('pmemsave', { val: gpa, size: into.length, filename }),
+      (bytes) => {
+        if (bytes.length !== into.length) return false;
+        into.set(bytes);
+        return true;
+      },
+    );
+  }
+
+  close(): void {}
+}

@@ -1,0 +1,68 @@
+import type { Answer, Stop } from '../../machine/stops.ts';
+import type { Exception } from '../../machine/vcpu.ts';
+import type { CpuState } from './cpu-state.ts';
+import type { GdbClient } from './gdb.ts';
+
+/** A vCPU while every vCPU is stopped and the gdbstub listens. */
+export interface StoppedVcpu {
+  readonly index: number;
+  readonly gdb: GdbClient;
+  /** The state at this stop; read once, and kept while the vCPU is held. */
+  state(): Promise<CpuState>;
+  /** To be called when the vCPU's registers were changed: the state is read anew. */
+  changed(): void;
+}
+
+/** What a vCPU met at a {@link TrapPoint}, for the handler to decide on. */
+export interface Encounter {
+  readonly stop: Stop;
+  /** Turns the registers as they are into those from before the effect. */
+  present?(block: Uint8Array): void;
+  /**
+   * Carries the answer out, with every vCPU stopped. `registers` are those that the handler wrote (kvm_regs).
+   * Answers whether the instruction at the trap point is now to be executed in spite of the point.
+   */
+  settle(vcpu: StoppedVcpu, answer: Answer, registers: Uint8Array | undefined): Promise<'run' | 'step-over'>;
+}
+
+/** Something that stops each vCPU that is about to execute the instruction at some address. */
+export interface TrapPoint {
+  /** Undefined when what the vCPU is about to do concerns nobody. */
+  examine(vcpu: StoppedVcpu): Promise<Encounter | undefined>;
+}
+
+/** A vCPU that is outside the guest because a call of the handler is open. */
+export interface Hold {
+  readonly encounter: Encounter | undefined;
+  state: CpuState | undefined;
+  /** kvm_regs to write when the call is over. */
+  registers: Uint8Array | undefined;
+  exception: Exception | undefined;
+  /** Set when the call is over. */
+  answer: Answer | undefined;
+}
+
+/** What the run control keeps of one vCPU. */
+export class VcpuRun {
+  readonly index: number;
+  hold: Hold | undefined;
+  /** The handler's `request` is to be called. */
+  requested = false;
+  /** Each instruction is to be reported. */
+  stepping = false;
+  /** The next resume executes one instruction, past the trap point there. */
+  stepOver = false;
+  /** QEMU was told to step this vCPU and has not reported it: it would stop the VM even after detaching. */
+  stepUnfinished = false;
+  /** It left the guest for good. */
+  crashed = false;
+  /** rip at the last stop, undefined when it was changed since. */
+  rip: bigint | undefined;
+  state: CpuState | undefined;
+  /** What is to be reported, in order. */
+  readonly queue: (Encounter | Stop)[] = [];
+
+  constructor(index: number) {
+    this.index = index;
+  }
+}
