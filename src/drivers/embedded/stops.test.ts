@@ -577,6 +577,24 @@ describe('embedded: stops', () => {
     }
   });
 
+  test('what a handler let through happens before an interrupt that came meanwhile', async () => {
+    const { guest, handler } = trapped(`fb 90 ${STORE}`, page(ACCESS.read));
+    guest.set('rax', 3n);
+    let answer: (answer: Answer) => void = () => {};
+    handler.answer = () =>
+      new Promise((resolve) => {
+        answer = resolve;
+      });
+    guest.machine.run(10);
+    guest.machine.interrupt(0x40);
+    answer(CONTINUE);
+    await new Promise(setImmediate);
+    guest.machine.run(10);
+    assert.deepEqual(handler.kinds, ['page']);
+    assert.equal(guest.machine.memory.data.getBigUint64(BARE.data, true), 3n);
+    assert.equal(guest.vector, 0x40);
+  });
+
   test('a stop is open until its promise is there, and other vCPUs go on', async () => {
     const guest = new BareGuest('cc f4', { vcpus: 2 });
     const other = guest.machine.vcpus[1]!;
