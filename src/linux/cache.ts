@@ -143,8 +143,16 @@ function writeFile(directory: string, file: string, content: Buffer): boolean {
     renameSync(fresh, file);
     return true;
   } catch {
-    rmSync(fresh, { force: true });
+    discard(fresh);
     return false;
+  }
+}
+
+function discard(file: string): void {
+  try {
+    rmSync(file, { force: true });
+  } catch {
+    // There is no such directory, or it belongs to somebody else: then nothing was written either.
   }
 }
 

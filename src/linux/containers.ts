@@ -1,16 +1,18 @@
 import type { Gva } from '../machine/index.ts';
-import type { Obj, Session } from './session.ts';
+import type { Session } from './session.ts';
 import type { Walk } from './walk.ts';
 
 const MAX_DEPTH = 64;
 /** Controllers that a kernel can have at most. */
 const MAX_SUBSYSTEMS = 16;
 
-/** The path of the task's control group, as in /proc/PID/cgroup: of the unified hierarchy, or else of the deepest. */
-export function* controlGroup(session: Session, task: Obj<'task'>): Walk<string> {
-  if (!task.has('cgroups')) return '';
+/**
+ * The path of a task's control group, by its css_set, as in /proc/PID/cgroup: of the unified hierarchy, or else of the
+ * first controller that is not at the root.
+ */
+export function* controlGroup(session: Session, address: Gva): Walk<string> {
   const { layouts } = session.kernel;
-  const set = yield* session.object('css', task.pointer('cgroups'));
+  const set = yield* session.object('css', address);
   const unified = yield* groupPath(session, set.pointer('group'));
   if (unified !== '/') return unified;
   const { size } = layouts.field('css', 'subsystems');

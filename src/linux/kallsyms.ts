@@ -128,8 +128,9 @@ export function addressFormOf(tables: KallsymsTables): AddressForm | undefined {
   const { count, offsets, relativeBase } = tables;
   const forms: AddressForm[] = [];
   if (offsets.length >= 4 * count) {
-    if (relativeBase !== undefined) forms.push('absolute-percpu', 'relative');
-    else forms.push('place-relative');
+    // Most symbols are in the image: in the middle of the table the sign of an entry tells the two apart.
+    if (relativeBase === undefined) forms.push('place-relative');
+    else forms.push(getS32(offsets, 4 * (count >>> 1)) < 0 ? 'absolute-percpu' : 'relative');
   }
   if (relativeBase === undefined && offsets.length >= 8 * count) forms.push('absolute');
   return forms.find((form) => isSorted(tables, form));

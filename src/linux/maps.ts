@@ -69,7 +69,8 @@ function* visit(
   depth = 0,
 ): Walk<void> {
   if (entry === 0n) return;
-  if ((entry & 3n) !== 2n) {
+  // Only the root may be an area itself; below it the level says what an entry is.
+  if (depth === 0 && (entry & 3n) !== 2n) {
     areas.push(yield* session.object('area', entry));
     return;
   }

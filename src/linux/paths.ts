@@ -47,7 +47,9 @@ export class Paths {
     const parts: string[] = [];
     let dentry = entry;
     let mount = yield* session.around('mount', 'vfsMount', vfsMount);
-    const isDeleted = entry.pointer('hash') === 0n && entry.pointer('parent') !== gva;
+    // What has no parent and is not the root of its mount never had a name in a directory (memfd).
+    const isRoot = entry.pointer('parent') === gva;
+    const isDeleted = isRoot ? gva !== mount.pointer('root') : entry.pointer('hash') === 0n;
     for (let step = 0; step < MAX_COMPONENTS; step++) {
       if (dentry.gva === mount.pointer('root')) {
         const parent = mount.pointer('parent');
@@ -94,6 +96,5 @@ export class Paths {
 
 function finish(parts: readonly string[], isDeleted: boolean): string {
   const path = `/${[...parts].reverse().join('/')}`;
-  // An unlinked name in no directory (memfd) is its own root.
   return isDeleted ? `${path} (deleted)` : path;
 }

@@ -50,9 +50,8 @@ const TIME_WAIT = 6;
 const NEW_SYN_RECV = 12;
 const UNIX_STATES: Readonly<Record<number, string>> = { 1: 'CONNECTED', 10: 'LISTEN', 7: 'UNCONNECTED' };
 const MAX_BUCKETS = 1 << 20;
-/** Buckets of the table of Unix sockets of a network namespace (6.0 and later), and of the global one before. */
-const UNIX_BUCKETS = 256;
-const UNIX_BUCKETS_GLOBAL = 512;
+/** Of a table of Unix sockets (UNIX_HASH_SIZE): each network namespace has one since 6.0; before, there was one for all. */
+const UNIX_BUCKETS = 512;
 
 interface Owner {
   readonly pid: number;
@@ -203,7 +202,7 @@ function* unixSocks(session: Session, nets: readonly Obj<'net'>[]): Walk<Gva[]> 
     for (const node of nodes) socks.push(node - offset);
   };
   const global = symbols.address('unix_socket_table');
-  if (global !== undefined) yield* add(global, UNIX_BUCKETS_GLOBAL);
+  if (global !== undefined) yield* add(global, UNIX_BUCKETS);
   else
     for (const net of nets) if (net.has('unixBuckets')) yield* add(net.pointer('unixBuckets'), UNIX_BUCKETS);
   return socks;

@@ -24,6 +24,7 @@ const LARGE_PAGE = 2 ** 21;
 const PAGES_PER_LARGE = LARGE_PAGE / PAGE_SIZE;
 /** No structure and no text that is wanted is larger. */
 const MAX_READ = 64 << 20;
+const SLAB = 64 * PAGE_SIZE;
 
 function pageNumber(gva: Gva): number {
   return Number(BigInt.asUintN(64, gva) >> 12n);
@@ -39,6 +40,8 @@ export class Space {
   readonly #pages = new Map<number, Uint8Array | null>();
   /** Where the 2 MiB around an address start, for those that are mapped in one piece. */
   readonly #large = new Map<number, Gpa>();
+  #slab = new ArrayBuffer(0);
+  #slabUsed = SLAB;
 
   constructor(memory: PhysicalMemory, paging: Paging) {
     this.memory = memory;
@@ -119,9 +122,20 @@ export class Space {
     if (this.#pages.get(number) === null) return null;
     return then(this.#locate(number), (gpa) => {
       if (gpa === undefined) return this.#keep(number, null);
-      const page = new Uint8Array(PAGE_SIZE);
+      const page = this.#newPage();
       return then(this.memory.read(gpa, page), (backed) => this.#keep(number, backed ? page : null));
     });
+  }
+
+  /** Pages are cut from larger pieces: thousands of small arrays would keep the garbage collector busy. */
+  #newPage(): Uint8Array {
+    if (this.#slabUsed === SLAB) {
+      this.#slab = Buffer.allocUnsafeSlow(SLAB).buffer;
+      this.#slabUsed = 0;
+    }
+    const page = new Uint8Array(this.#slab, this.#slabUsed, PAGE_SIZE);
+    this.#slabUsed += PAGE_SIZE;
+    return page;
   }
 
   #keep(number: number, page: Uint8Array | null): Uint8Array | null {

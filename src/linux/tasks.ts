@@ -95,13 +95,21 @@ interface Listing {
   readonly clock: Clock | undefined;
   /** Process ids by address of the task, to name parents. */
   readonly groups: ReadonlyMap<Gva, number>;
+  /** Control groups by css_set, which most tasks share. */
+  readonly controlGroups: Map<Gva, string>;
 }
 
 export function* processes(session: Session): Walk<Process[]> {
   const tasks = yield* taskList(session);
   const groups = new Map(tasks.map((task) => [task.gva, task.number('tgid')]));
   groups.set(session.symbol('init_task'), 0);
-  const listing = { session, paths: new Paths(session), clock: yield* readClock(session), groups };
+  const listing = {
+    session,
+    paths: new Paths(session),
+    clock: yield* readClock(session),
+    groups,
+    controlGroups: new Map(),
+  };
   const rows = yield* forAll(tasks, (task) =>
     session.attempt(`process ${task.number('tgid')}`, processRow(listing, task), undefined),
   );
@@ -115,7 +123,7 @@ function* processRow(listing: Listing, task: Task): Walk<Process> {
   const mm = task.pointer('mm');
   const image =
     mm === 0n ? NO_IMAGE : yield* session.attempt(`process ${pid}`, imageOf(listing, mm), NO_IMAGE);
-  const group = yield* session.attempt(`process ${pid}`, controlGroup(session, task), '');
+  const group = yield* controlGroupOf(listing, task);
   const startNs = task.big('startTime');
   const signal = yield* session.attempt(
     `process ${pid}`,
@@ -138,6 +146,16 @@ function* processRow(listing: Listing, task: Task): Walk<Process> {
     controlGroup: group,
     address: hex(task.gva),
   };
+}
+
+function* controlGroupOf({ session, controlGroups }: Listing, task: Task): Walk<string> {
+  if (!task.has('cgroups')) return '';
+  const set = task.pointer('cgroups');
+  const known = controlGroups.get(set);
+  if (known !== undefined) return known;
+  const path = yield* session.attempt('a control group', controlGroup(session, set), '');
+  controlGroups.set(set, path);
+  return path;
 }
 
 function* parentOf({ session, groups }: Listing, task: Task): Walk<number> {

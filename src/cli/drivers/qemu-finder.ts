@@ -4,11 +4,9 @@ import type { FoundVm } from '../discover.ts';
 export async function findQemu(): Promise<FoundVm[]> {
   if (process.platform !== 'linux') return [];
   const { findQemuMachines } = await import('../../drivers/qemu/discover.ts');
-  return findQemuMachines().map(({ address, unavailable, uuid, ...machine }) => ({
+  return findQemuMachines().map(({ address, ...machine }) => ({
     ...machine,
-    uuid: uuid?.toLowerCase(),
     vmm: 'QEMU',
     target: address && ('qmp' in address ? `qemu:${address.qmp}` : `libvirt:${address.libvirt}`),
-    reason: unavailable,
   }));
 }

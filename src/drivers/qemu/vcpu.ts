@@ -4,6 +4,7 @@ import { KvmiError } from '../../error.ts';
 import { type Capabilities, type CapabilityName, requireCapability } from '../../machine/capabilities.ts';
 import type { CpuidLeaf, Exception, Vcpu } from '../../machine/vcpu.ts';
 import type { CpuState } from './cpu-state.ts';
+import type { CpuidReader } from './cpuid-reader.ts';
 import type { RunControl } from './run-control.ts';
 import type { Hold } from './stopped-vcpu.ts';
 
@@ -13,9 +14,17 @@ export class QemuVcpu implements Vcpu {
   readonly tscHz: number;
   started = true;
   readonly #control: RunControl;
+  readonly #cpuid: CpuidReader;
   readonly #capabilities: () => Capabilities;
 
-  constructor(index: number, tscHz: number, control: RunControl, capabilities: () => Capabilities) {
+  constructor(
+    index: number,
+    tscHz: number,
+    control: RunControl,
+    cpuid: CpuidReader,
+    capabilities: () => Capabilities,
+  ) {
+    this.#cpuid = cpuid;
     this.index = index;
     this.tscHz = tscHz;
     this.#control = control;
@@ -40,9 +49,10 @@ export class QemuVcpu implements Vcpu {
     return (await this.#stateFor('msrs')).msr(index);
   }
 
-  async cpuid(_leaf: number, _subleaf: number): Promise<CpuidLeaf | undefined> {
+  cpuid(leaf: number, subleaf: number): Promise<CpuidLeaf | undefined> {
     this.#need('cpuid');
-    return undefined;
+    this.#hold();
+    return this.#control.exclusive((gdb) => this.#cpuid.read(this.index, leaf, subleaf, gdb));
   }
 
   async xcr0(): Promise<bigint> {
