@@ -3,7 +3,7 @@ import { GPA_LIMIT, type MemoryRegion, PAGE_SIZE, type PhysicalMemory } from '..
 import { CodeCache } from './cpu/code.ts';
 
 /** Frames that can be added at run time. */
-export const SPARE_FRAMES = 64;
+const SPARE_FRAMES = 64;
 /** Offsets in the backing store must fit an int32. */
 const SIZE_LIMIT = 2 ** 31 - (SPARE_FRAMES + 1) * PAGE_SIZE;
 /** What `frameOf` answers for an address with nothing behind it. */
