@@ -85,6 +85,7 @@ export async function manyMachines(): Promise<Measurement[]> {
 export function memoryUse(): Measurement {
   const used = () => {
     globalThis.gc?.();
+    globalThis.gc?.();
     const { heapUsed, external } = process.memoryUsage();
     return (heapUsed + external) / 2 ** 20;
   };

@@ -114,12 +114,13 @@ export const embeddedSuite: Suite = {
   async run() {
     const vcpu = (machine: Machine) => ({ vcpu: machine.vcpus[0]! });
     return [
+      // First: what other measurements leave behind would be in its way.
+      memoryUse(),
       ...speed(),
       stops('page stops, a REP MOVSB to a trapped page', 'copy_to', 2048n, page(1)),
       stops('page stops, a REP MOVSB from a trapped page', 'copy_from', 2048n, page(2)),
       stops('singlestep stops', 'count', 10_000n, (machine) => ({ kind: 'singlestep', ...vcpu(machine) })),
       stateReads(),
-      memoryUse(),
       await pageEvents(),
       ...(await manyMachines()),
       ...(await roundTrips('embedded', (socket) =>
