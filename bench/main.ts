@@ -1,7 +1,9 @@
+import { linuxSuite } from './linux.ts';
 import { keeps, type Measurement, type Suite } from './measurement.ts';
 import { memorySuite } from './memory.ts';
+import { qemuSuite } from './qemu.ts';
 
-const SUITES: readonly Suite[] = [memorySuite];
+const SUITES: readonly Suite[] = [memorySuite, qemuSuite, linuxSuite];
 
 function line({ name, value, unit, against }: Measurement): string {
   const digits = value >= 100 ? 0 : value >= 1 ? 1 : 3;

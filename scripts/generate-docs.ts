@@ -1,6 +1,9 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { cliPage, errorsPage } from './cli-doc.ts';
 import { protocolPage } from './protocol-doc.ts';
 
-const root = join(import.meta.dirname, '..', '..');
-writeFileSync(join(root, 'docs', 'reference', 'protocol.md'), protocolPage());
+const reference = join(import.meta.dirname, '..', '..', 'docs', 'reference');
+writeFileSync(join(reference, 'protocol.md'), protocolPage());
+writeFileSync(join(reference, 'cli.md'), await cliPage());
+writeFileSync(join(reference, 'errors.md'), errorsPage());

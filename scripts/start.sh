@@ -3,5 +3,5 @@
 set -e
 cd "$(dirname "$0")/.."
 scripts/build.sh
-scripts/setup-linux-guest.sh
+case " $* " in *" --linux "*) scripts/install-debian-packages.sh qemu-system-x86 busybox-static cpio ;; esac
 exec node --enable-source-maps dist/examples/tour/main.js "$@"

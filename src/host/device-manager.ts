@@ -97,7 +97,10 @@ class DeviceManager {
       if (eventTimeout > 0) {
         stallCheck = setInterval(() => this.#checkStall(eventTimeout), STALL_CHECK_INTERVAL);
       }
-      void this.#introspection.disconnected.then(() => this.#end('tool'));
+      // The end of the machine disconnects the tool, too.
+      void this.#introspection.disconnected.then(() =>
+        this.#end(this.#introspection.machineGone ? 'machine' : 'tool'),
+      );
       if (signal?.aborted) abort();
       return await this.#ended;
     } finally {

@@ -63,6 +63,7 @@ export class Introspection {
   #hook: Hook | undefined;
   #mutex: Promise<unknown> = Promise.resolve();
   #lastError: unknown;
+  #machineGone = false;
 
   constructor(machine: Machine, options: IntrospectionOptions = {}) {
     this.#machine = machine;
@@ -79,6 +80,11 @@ export class Introspection {
   /** Resolves when the tool's connection has ended; at once when nothing is hooked. */
   get disconnected(): Promise<void> {
     return this.#hook?.disconnected ?? Promise.resolve();
+  }
+
+  /** Whether the machine ended, or cannot be reached any more, while it was hooked. */
+  get machineGone(): boolean {
+    return this.#machineGone;
   }
 
   /** How long the hooked tool has owed an answer to an event without a sign of life, in ms. */
@@ -210,6 +216,7 @@ export class Introspection {
 
   /** The end of the VM is an unhook (kvmi.rst: "when the VM is destroyed"). */
   #machineClosed(error: Error | undefined, hook: Hook): void {
+    this.#machineGone = true;
     if (error) hook.log.error(error.message);
     void this.unhook().then(() => this.#options.onClosed?.(error));
   }

@@ -20,4 +20,9 @@ export interface PhysicalMemory {
   write(gpa: Gpa, from: Uint8Array): Awaitable<boolean>;
   /** The memory itself, without a copy, where the driver has it and one region holds it all. */
   view?(gpa: Gpa, size: number): Uint8Array | undefined;
+  /**
+   * The first address from `gpa` on that may hold anything but zeros; undefined when there is none. Whoever reads all
+   * of memory skips what the VMM never allocated, where the driver can tell.
+   */
+  nextData?(gpa: Gpa): Gpa | undefined;
 }

@@ -206,3 +206,22 @@ describe('readExactly', () => {
     assert.throws(() => readExactly(broken, 0, 8), /could not be read/);
   });
 });
+
+describe('nextData', () => {
+  const sparse = (gfn: number, pages: number, data: readonly number[]): BackedRegion => ({
+    ...region(gfn, pages),
+    backend: {
+      read: () => true,
+      nextData: (offset) => data.map((page) => page * PAGE).find((at) => at >= offset) ?? pages * PAGE,
+    },
+  });
+
+  test('skips what the backends say is empty, and holes', () => {
+    const memory = new RegionMemory([sparse(0, 4, [1, 3]), sparse(8, 2, []), region(16, 1)]);
+    assert.equal(memory.nextData(0), PAGE);
+    assert.equal(memory.nextData(2 * PAGE), 3 * PAGE);
+    assert.equal(memory.nextData(4 * PAGE), 16 * PAGE, 'an empty region is skipped');
+    assert.equal(memory.nextData(16 * PAGE + 5), 16 * PAGE + 5, 'a backend that cannot tell is all data');
+    assert.equal(memory.nextData(17 * PAGE), undefined);
+  });
+});

@@ -12,6 +12,8 @@ export interface RegionBackend {
   write?(offset: number, from: Uint8Array): Awaitable<boolean>;
   /** The bytes themselves, not copied. */
   view?(offset: number, size: number): Uint8Array | undefined;
+  /** The first offset from `offset` on that may hold anything but zeros; the region's size when there is none. */
+  nextData?(offset: number): number;
 }
 
 export interface BackedRegion extends MemoryRegion {
@@ -120,6 +122,16 @@ export class RegionMemory implements PhysicalMemory {
     if (region === undefined) return undefined;
     const offset = gpa - region.gpa;
     return size <= region.size - offset ? region.backend.view?.(offset, size) : undefined;
+  }
+
+  nextData(gpa: Gpa): Gpa | undefined {
+    for (const region of this.#regions) {
+      const offset = Math.max(0, gpa - region.gpa);
+      if (offset >= region.size) continue;
+      const next = region.backend.nextData?.(offset) ?? offset;
+      if (next < region.size) return region.gpa + next;
+    }
+    return undefined;
   }
 
   #find(gpa: Gpa): BackedRegion | undefined {

@@ -6,7 +6,6 @@ import { ReplyError } from '../wire/index.ts';
 import { BreakpointSite, INT3 } from './breakpoint-site.ts';
 import type { GuestEvent } from './event.ts';
 import type { Guest } from './guest.ts';
-import { answerHarmlessly } from './harmless.ts';
 import { Lock } from './lock.ts';
 import { carryOut, stepOver } from './step-over.ts';
 import type { GuestVcpu } from './vcpu.ts';
@@ -223,12 +222,11 @@ export class Breakpoints {
 
   #claim(event: GuestEvent<'BREAKPOINT'>): boolean {
     const site = this.#siteOf(event);
-    if (site) {
-      this.#hit(site, event);
-      return true;
-    }
-    if (!this.#former.has(event.data.gpa)) return false;
-    void this.#formerHit(event);
+    if (!site && !this.#former.has(event.data.gpa)) return false;
+    // Whatever happens, the guest does not get a breakpoint exception that is not its own.
+    event.otherwise = 'retry';
+    if (site) this.#hit(site, event);
+    else void this.#formerHit(event);
     return true;
   }
 
@@ -248,8 +246,13 @@ export class Breakpoints {
       () => this.#guest.memory.read(event.data.gpa, now),
       () => false,
     );
-    if (readable && now[0] === INT3 && !this.#sites.has(event.data.gpa)) answerHarmlessly(event);
-    else event.reply('retry');
+    const theirs = readable && now[0] === INT3 && !this.#sites.has(event.data.gpa);
+    if (!theirs) {
+      event.reply();
+      return;
+    }
+    event.otherwise = 'continue';
+    this.#guest.dispatcher.decide(event);
   }
 
   #hit(site: BreakpointSite, event: GuestEvent<'BREAKPOINT'>): void {

@@ -29,6 +29,7 @@ export class Connection implements ChannelHandler {
   onEvent: (event: ReceivedEvent) => void = () => {};
   readonly #decoder = new FrameDecoder((id, seq, payload) => this.#take(id, seq, payload));
   readonly #closed: Deferred<Error | undefined> = deferred();
+  readonly #atEnd = new Set<() => void>();
   #ended = false;
   #failure: Error | undefined;
 
@@ -51,6 +52,12 @@ export class Connection implements ChannelHandler {
 
   get ended(): boolean {
     return this.#ended;
+  }
+
+  /** Calls `run` when the connection is over. The result takes that back, for those who do not wait any more. */
+  onEnd(run: () => void): () => void {
+    this.#atEnd.add(run);
+    return () => this.#atEnd.delete(run);
   }
 
   write(message: Uint8Array): void {
@@ -87,6 +94,7 @@ export class Connection implements ChannelHandler {
         ...(error && { cause: error }),
       }),
     );
+    for (const run of this.#atEnd) run();
   }
 
   #take(id: number, seq: number, payload: Uint8Array): boolean {

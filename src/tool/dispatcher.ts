@@ -72,6 +72,11 @@ export class Dispatcher {
   dispatch(event: GuestEvent): PromiseLike<void> | undefined {
     const claims = this.#claims.get(event.name);
     if (claims) for (const claim of claims) if (claim(event)) return;
+    return this.decide(event);
+  }
+
+  /** The same for an event that no helper takes. */
+  decide(event: GuestEvent): PromiseLike<void> | undefined {
     const handler = this.#handlers.get(event.name);
     if (handler) return this.#handle(handler, event);
     if (this.#queue && this.#queue.length < MAX_QUEUED) {

@@ -8,37 +8,44 @@ import {
   encodeEventReply,
   type ReceivedEvent,
 } from '../wire/index.ts';
-import { generalBytes, type Registers, registersOf } from './registers.ts';
+import { type Registers, registersOf } from './registers.ts';
 import type { GuestVcpu } from './vcpu.ts';
 
-/** The actions that an event has. `retry` enters the guest again at rip, with nothing done. */
-export type ActionOf<N extends EventName> = N extends 'BREAKPOINT' | 'DESCRIPTOR' | 'PF'
-  ? Action
-  : Exclude<Action, 'retry'>;
-
 /** What an answer can carry besides its action. */
-export type AnswerDetails<N extends EventName> = {
+interface Details {
   /** Registers to set before the vCPU goes on. */
   readonly registers?: Registers | KvmRegs;
-} & (N extends 'CR' | 'MSR'
-  ? {
-      /** What is written instead of the value that the guest wanted. */
-      readonly newValue?: bigint;
-    }
-  : unknown) &
-  (N extends 'PF'
-    ? {
-        /** Dialect v7: bytes (at most 256) that reads at `gva` and after get instead of memory. */
-        readonly substitute?: { readonly gva: bigint; readonly bytes: Uint8Array };
-        /** Dialect v7: no further PF event for the current REP instruction. */
-        readonly repComplete?: boolean;
-      }
-    : unknown);
+}
 
+interface NewValueDetails extends Details {
+  /** What is written instead of the value that the guest wanted. */
+  readonly newValue?: bigint;
+}
+
+interface PageFaultDetails extends Details {
+  /** Dialect v7: bytes (at most 256) that reads at `gva` and after get instead of memory. */
+  readonly substitute?: { readonly gva: bigint; readonly bytes: Uint8Array };
+  /** Dialect v7: no further PF event for the current REP instruction. */
+  readonly repComplete?: boolean;
+}
+
+type Retryable = 'BREAKPOINT' | 'DESCRIPTOR' | 'PF';
+
+/** By event. `retry` enters the guest again at rip, with nothing done. */
+type Actions = { [N in EventName]: N extends Retryable ? Action : 'continue' | 'crash' };
+type DetailsOf = Omit<Record<EventName, Details>, 'CR' | 'MSR' | 'PF'> & {
+  CR: NewValueDetails;
+  MSR: NewValueDetails;
+  PF: PageFaultDetails;
+};
+type Answers = { [N in EventName]: Actions[N] | ({ readonly action?: Actions[N] } & DetailsOf[N]) };
+
+/** The actions that an event has. */
+export type ActionOf<N extends EventName> = Actions[N];
+/** What an answer can carry besides its action. */
+export type AnswerDetails<N extends EventName> = DetailsOf[N];
 /** How a vCPU goes on after an event: an action, or an action (`continue` if not given) with details. */
-export type Answer<N extends EventName> =
-  | ActionOf<N>
-  | ({ readonly action?: ActionOf<N> } & AnswerDetails<N>);
+export type Answer<N extends EventName> = Answers[N];
 
 /**
  * Decides about an event. Nothing, or nothing useful (an exception), is answered harmlessly: the guest goes
@@ -58,6 +65,8 @@ export class GuestEvent<N extends EventName = EventName> {
   readonly name: N;
   readonly vcpu: GuestVcpu;
   readonly data: EventData[N];
+  /** What is answered when nobody decides. @internal */
+  otherwise: Action = 'continue';
   readonly #received: ReceivedEvent;
   #registers: Registers | undefined;
   #answered = false;
@@ -105,11 +114,14 @@ export class GuestEvent<N extends EventName = EventName> {
     const message = encodeEventReply(
       this.vcpu.connection.dialect,
       this.#received,
-      action ?? 'continue',
+      action ?? this.otherwise,
       this.#replyData(details as AllDetails | undefined),
     );
     this.#answered = true;
-    if (details?.registers) this.vcpu.setRegistersBefore(generalBytes(details.registers));
+    if (details?.registers) {
+      const { connection } = this.vcpu;
+      this.vcpu.postRegisters(details.registers, (error) => connection.report(error as Error));
+    }
     return this.vcpu.stop.answer(message);
   }
 

@@ -7,6 +7,7 @@ import {
   type HandshakeHello,
   type MemoryMapEntry,
   NotInDialectError,
+  ProtocolError,
   type ReceivedEvent,
   type Replies,
   type Requests as RequestBodies,
@@ -25,6 +26,8 @@ import { GuestVcpu, type Paused } from './vcpu.ts';
 import { GuestViews } from './views.ts';
 
 const USER = 'user';
+/** KVM's own limit on x86. */
+const MAX_VCPUS = 4096;
 
 /**
  * A virtual machine that is hooked to this tool.
@@ -80,7 +83,7 @@ export class Guest {
     this.#pageAccess = new PageAccessTable(connection.requests);
     this.#growTo(vcpuCount);
     connection.onEvent = (event) => this.#take(event);
-    void connection.closed.then(() => this.#ended());
+    connection.onEnd(() => this.dispatcher.end());
   }
 
   get dialect(): DialectName {
@@ -98,6 +101,11 @@ export class Guest {
   }
 
   #growTo(count: number): void {
+    if (count > MAX_VCPUS) {
+      throw new ProtocolError(
+        `the host side has a vCPU ${count - 1}; more than ${MAX_VCPUS} are not believed`,
+      );
+    }
     while (this.#vcpus.length < count) {
       this.#vcpus.push(new GuestVcpu(this.connection, this.memory, this.#vcpus.length));
     }
@@ -124,7 +132,8 @@ export class Guest {
    * Sets the handler of a kind of events; the result removes it. The events have to be turned on separately.
    *
    * A handler that returns its answer (rather than a promise) is the fastest: the answer is sent at once. An exception
-   * is reported to `onError`, and the guest goes on. After the handler of UNHOOK the guest is detached.
+   * is reported to `onError`, and the guest goes on. After the handler of UNHOOK the guest is detached. (TypeScript
+   * takes a bare `return 'retry'` in an async function for any string: write `return { action: 'retry' }` there.)
    */
   on<N extends EventName>(name: N, handler: EventHandler<N>): () => void {
     return this.dispatcher.on(name, handler);
@@ -199,7 +208,7 @@ export class Guest {
   /**
    * Single-steps a vCPU: calls `each` after every instruction, until it gives false.
    *
-   * @returns when it did.
+   * @returns when it did, or the connection is over.
    */
   singlestep(vcpu: GuestVcpu, each: StepHandler): Promise<void> {
     return singlestep(this, vcpu, each);
@@ -238,11 +247,6 @@ export class Guest {
   report(error: Error): void {
     if (!(this.connection.ended && error instanceof KvmiError && isClosed(error)))
       this.connection.report(error);
-  }
-
-  #ended(): void {
-    for (const vcpu of this.#vcpus) vcpu.stop.fail();
-    this.dispatcher.end();
   }
 }
 

@@ -1,5 +1,6 @@
 import { getS32, getU32, getU64 } from '../abi/bytes.ts';
 import type { GeneralRegister } from '../abi/index.ts';
+import { CMP, compute, MASK32, MASK64, OPERATIONS, STATUS, TEST } from './alu.ts';
 import type { Registers } from './registers.ts';
 
 /** An instruction that can be carried out on register values. Its effect on memory, if any, is one stack slot. */
@@ -36,67 +37,6 @@ const GENERAL: readonly GeneralRegister[] = [
   'r14',
   'r15',
 ];
-
-const MASK64 = (1n << 64n) - 1n;
-const MASK32 = (1n << 32n) - 1n;
-
-const CF = 1n;
-const PF = 1n << 2n;
-const AF = 1n << 4n;
-const ZF = 1n << 6n;
-const SF = 1n << 7n;
-const OF = 1n << 11n;
-const STATUS = CF | PF | AF | ZF | SF | OF;
-
-/** Operations of the first eight opcode rows and of group 1, by their number there. */
-const ADD = 0;
-const OR = 1;
-const AND = 4;
-const SUB = 5;
-const XOR = 6;
-const CMP = 7;
-/** Not of that row, but computed like AND. */
-const TEST = 8;
-const OPERATIONS: readonly number[] = [ADD, OR, AND, SUB, XOR, CMP];
-
-function parity(value: bigint): bigint {
-  let bits = Number(value & 0xffn);
-  bits ^= bits >> 4;
-  bits ^= bits >> 2;
-  bits ^= bits >> 1;
-  return bits & 1 ? 0n : PF;
-}
-
-/** One of the operations on `size`-bit operands: the result and the status flags. AF of the logical ones is 0. */
-export function compute(
-  operation: number,
-  size: 32 | 64,
-  left: bigint,
-  right: bigint,
-): { result: bigint; flags: bigint } {
-  const mask = size === 64 ? MASK64 : MASK32;
-  const sign = 1n << BigInt(size - 1);
-  const a = left & mask;
-  const b = right & mask;
-  let result: bigint;
-  let flags = 0n;
-  if (operation === ADD) {
-    result = (a + b) & mask;
-    if (result < a) flags |= CF;
-    if ((a ^ result) & (b ^ result) & sign) flags |= OF;
-    flags |= (a ^ b ^ result) & AF;
-  } else if (operation === SUB || operation === CMP) {
-    result = (a - b) & mask;
-    if (a < b) flags |= CF;
-    if ((a ^ b) & (a ^ result) & sign) flags |= OF;
-    flags |= (a ^ b ^ result) & AF;
-  } else {
-    result = operation === OR ? a | b : operation === XOR ? a ^ b : a & b;
-  }
-  if (result === 0n) flags |= ZF;
-  if (result & sign) flags |= SF;
-  return { result, flags: flags | parity(result) };
-}
 
 /** What stands in front of the opcode, and the bytes from there on. */
 interface Encoding {

@@ -1,5 +1,3 @@
-import { putU16 } from '../abi/bytes.ts';
-import { kvmRegs } from '../abi/x86.ts';
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
 import {
@@ -8,10 +6,7 @@ import {
   type Dialect,
   decodeReply,
   encodeCommand,
-  HEADER_SIZE,
-  NotInDialectError,
   ProtocolError,
-  putHeader,
   type Replies,
   type Requests as RequestBodies,
 } from '../wire/index.ts';
@@ -49,6 +44,12 @@ class Request {
       this.#resolve = resolve;
       this.#reject = reject;
     });
+  }
+
+  /** For those who only want to know when it fails. */
+  onFailure(failed: (error: unknown) => void): void {
+    if (this.#state === 'failed') failed(this.#result);
+    else this.#reject = failed;
   }
 
   reply(payload: Uint8Array): void {
@@ -124,37 +125,38 @@ export class Requests {
     vcpu = 0,
     read: ReadReply<unknown> = decoded,
   ): Awaitable<unknown> {
-    const seq = this.#nextSeq();
-    const message = encodeCommand(this.#dialect, name, seq, body, vcpu);
-    return this.#submit(seq, message, this.#dialect.command(name)!, vcpu, read);
+    return this.#submit(name, body, vcpu, read).outcome();
   }
 
-  /** VCPU_SET_REGISTERS with kvm_regs as bytes. */
-  setRegisters(general: Uint8Array, vcpu: number): Awaitable<unknown> {
-    const definition = this.#dialect.command('VCPU_SET_REGISTERS') as CommandDefinition | undefined;
-    if (!definition) throw new NotInDialectError('VCPU_SET_REGISTERS', this.#dialect.name);
-    const seq = this.#nextSeq();
-    const size = VCPU_HEADER_SIZE + kvmRegs.size;
-    const message = new Uint8Array(HEADER_SIZE + size);
-    putHeader(message, 0, definition.id, size, seq);
-    putU16(message, HEADER_SIZE, vcpu);
-    message.set(general, HEADER_SIZE + VCPU_HEADER_SIZE);
-    return this.#submit(seq, message, definition, vcpu, decoded);
+  /** Sends a command whose success is of no interest. */
+  post<N extends CommandName>(
+    name: N,
+    body: RequestBodies[N],
+    vcpu: number,
+    failed: (error: unknown) => void,
+  ): void {
+    try {
+      this.#submit(name, body, vcpu, decoded).onFailure(failed);
+    } catch (error) {
+      failed(error);
+    }
   }
 
   #submit(
-    seq: number,
-    message: Uint8Array,
-    definition: CommandDefinition,
+    name: CommandName,
+    body: RequestBodies[CommandName],
     vcpu: number,
     read: ReadReply<unknown>,
-  ): Awaitable<unknown> {
+  ): Request {
     if (this.#closed) throw this.#closed;
+    const seq = this.#nextSeq();
+    const message = encodeCommand(this.#dialect, name, seq, body, vcpu);
+    const definition = this.#dialect.command(name)!;
     const request = new Request(definition, vcpu, performance.now() + this.#timeout, read);
     if (this.#waiting.size === 0) this.#startTimer();
     this.#waiting.set(seq, request);
     this.#write(message);
-    return request.outcome();
+    return request;
   }
 
   #nextSeq(): number {
@@ -216,8 +218,6 @@ export class Requests {
     this.#timer = undefined;
   }
 }
-
-const VCPU_HEADER_SIZE = 8;
 
 function decoded(payload: Uint8Array, definition: CommandDefinition): unknown {
   return decodeReply(definition, payload);

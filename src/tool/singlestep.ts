@@ -37,6 +37,6 @@ export async function singlestep(guest: Guest, vcpu: GuestVcpu, each: StepHandle
     unclaim();
     throw error;
   }
-  void guest.closed.then(() => finished.resolve());
-  await finished.promise;
+  const forget = guest.connection.onEnd(() => finished.resolve());
+  await finished.promise.finally(forget);
 }

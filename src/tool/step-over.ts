@@ -69,9 +69,9 @@ async function carryOutWithStack(
 
 /** Answers with changed registers. If they cannot be set, the next hit is single-stepped. */
 function enterWith(site: BreakpointSite, event: BreakpointEvent, registers: Registers): void {
-  event.vcpu.setRegisters(registers).catch((error: Error) => {
+  event.vcpu.postRegisters(registers, (error) => {
     site.instruction = undefined;
-    event.vcpu.connection.report(error);
+    event.vcpu.connection.report(error as Error);
   });
   event.reply('retry');
 }
@@ -155,18 +155,17 @@ async function step(
 
 /** Waits for the event as long as a command may take; longer while the user keeps the vCPU stopped. */
 async function arrival<T>(event: Promise<T>, vcpu: GuestVcpu): Promise<T> {
-  const { timeout } = vcpu.connection;
+  const { connection, stop } = vcpu;
   for (;;) {
     const expired = deferred<undefined>();
-    const timer = setTimeout(expired.resolve, timeout, undefined);
+    const timer = setTimeout(expired.resolve, connection.timeout, undefined);
+    const forget = connection.onEnd(() => expired.resolve(undefined));
     const first = await Promise.race([event, expired.promise]);
     clearTimeout(timer);
+    forget();
     if (first !== undefined) return first;
-    if (!vcpu.stop.held || vcpu.connection.ended) {
-      throw new KvmiError(
-        'E_TIMEOUT',
-        `vCPU ${vcpu.index} did not report the single step within ${timeout} ms`,
-      );
+    if (!stop.held || connection.ended) {
+      throw new KvmiError('E_TIMEOUT', `vCPU ${vcpu.index} did not report the single step in time`);
     }
   }
 }

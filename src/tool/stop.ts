@@ -121,12 +121,14 @@ export class VcpuStop {
     arrival.promise.catch(() => {});
     this.#arrival = arrival;
     const timer = setTimeout(() => arrival.reject(this.#timeoutError(timeout)), timeout);
+    const forget = this.#connection.onEnd(() => arrival.reject(this.#closedError()));
     try {
       if (this.#pauses === 0) await this.#requestPause();
       if (!this.#open) this.#watchStarted(arrival);
       await arrival.promise;
     } finally {
       clearTimeout(timer);
+      forget();
     }
   }
 
@@ -151,11 +153,8 @@ export class VcpuStop {
     );
   }
 
-  /** The connection is closed. */
-  fail(): void {
-    this.#arrival?.reject(
-      new KvmiError('E_CLOSED', `the connection closed before vCPU ${this.#index} stopped`),
-    );
+  #closedError(): KvmiError {
+    return new KvmiError('E_CLOSED', `the connection closed before vCPU ${this.#index} stopped`);
   }
 
   #timeoutError(timeout: number): KvmiError {

@@ -1,7 +1,6 @@
 import { getS32 } from '../abi/bytes.ts';
 import { KVM_ERRNO } from '../abi/errno.ts';
 import { KVM_XSAVE_SIZE, type KvmRegs } from '../abi/x86.ts';
-import { attempt } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
 import type { CpuidLeaf, Exception, Gpa, Gva, InterceptedCr } from '../machine/index.ts';
 import {
@@ -79,14 +78,16 @@ export class GuestVcpu {
    * effect when it is answered.
    */
   async setRegisters(registers: Registers | KvmRegs): Promise<void> {
-    await this.connection.requests.setRegisters(generalBytes(registers), this.index);
+    await this.command('VCPU_SET_REGISTERS', { regs: generalBytes(registers) });
   }
 
-  /** The same in front of the answer to an event: a failure has nobody to tell but the report. @internal */
-  setRegistersBefore(general: Uint8Array): void {
-    void attempt<unknown>(
-      () => this.connection.requests.setRegisters(general, this.index),
-      (error) => this.connection.report(error as Error),
+  /** The same without waiting: in front of the answer to an event. @internal */
+  postRegisters(registers: Registers | KvmRegs, failed: (error: unknown) => void): void {
+    this.connection.requests.post(
+      'VCPU_SET_REGISTERS',
+      { regs: generalBytes(registers) },
+      this.index,
+      failed,
     );
   }
 

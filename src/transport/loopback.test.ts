@@ -54,6 +54,21 @@ test('a pause holds everything back, also one from inside a delivery', () => {
   assert.equal(a.backlog, 1);
 });
 
+test('drain tells when a backlog is gone, and only then', () => {
+  const [a, b] = loopback();
+  const log: string[] = [];
+  a.open({ data() {}, close() {}, drain: () => log.push(`drain ${a.backlog}`) });
+  a.write(bytes(1, 2));
+  a.write(bytes(3));
+  b.pause();
+  record(b, log);
+  assert.deepEqual(log, []);
+  b.resume();
+  assert.deepEqual(log, ['1 2', '3', 'drain 0']);
+  a.write(bytes(4));
+  assert.deepEqual(log.slice(3), ['4'], 'nothing had waited');
+});
+
 test('two ends that answer each other for ever-growing counts do not recurse', () => {
   const [a, b] = loopback();
   let depth = 0;

@@ -92,12 +92,14 @@ class LoopbackEnd implements Channel {
 
   #drain(): void {
     if (this.#delivering || this.#handler === undefined) return;
+    const waited = this.#incomingBytes > 0;
     this.#delivering = true;
     try {
       while (!this.#paused && this.#incomingBytes > 0) this.#handler.data(this.#take());
     } finally {
       this.#delivering = false;
     }
+    if (waited && this.#incomingBytes === 0 && !this.#ended) this.other.#handler?.drain?.();
     if (this.#ended && !this.#closed && this.#incomingBytes === 0) {
       this.#closed = true;
       process.nextTick(() => this.#handler!.close());

@@ -147,6 +147,31 @@ test('a pause stops reading: a flood backs up at the sender', async () => {
   await listener.close();
 });
 
+test('drain tells when a backlog is gone', async () => {
+  const { listener, client, server } = await pair(`unix:${freshPath()}`);
+  const b = new Recorder(server);
+  let drained = 0;
+  client.open({
+    data() {},
+    close() {},
+    drain() {
+      assert.equal(client.backlog, 0);
+      drained++;
+    },
+  });
+  server.pause();
+  for (let i = 0; i < 8; i++) client.write(Buffer.alloc(1 << 20));
+  for (let i = 0; i < 50; i++) await turn();
+  assert.equal(drained, 0);
+  server.resume();
+  await until('the drain', () => drained > 0);
+  await until('delivery', () => b.received === 8 << 20);
+  client.write(Buffer.from('little'));
+  await until('the second drain', () => drained === 2);
+  client.shutdown();
+  await listener.close();
+});
+
 test('a pause before open holds delivery back', async () => {
   const { listener, client, server } = await pair(`unix:${freshPath()}`);
   server.pause();

@@ -71,7 +71,11 @@ export class SocketChannel implements Channel {
     const bytes = this.#queue.length === 1 ? this.#queue[0]! : Buffer.concat(this.#queue, this.#queued);
     this.#queue = [];
     this.#queued = 0;
-    if (!this.#socket.destroyed) this.#socket.write(bytes);
+    if (!this.#socket.destroyed) this.#socket.write(bytes, this.#onWritten);
+  };
+
+  readonly #onWritten = (): void => {
+    if (!this.#ended && this.backlog === 0) this.#handler?.drain?.();
   };
 
   pause(): void {

@@ -72,5 +72,6 @@ export function qemuSubject(smp: number): Subject {
     unavailable: () => whyNoLinuxGuest() ?? whyNoCompiler(),
     start: () => startLinux(smp),
     fresh: false,
+    ...(smp === 1 && { documented: true }),
   };
 }

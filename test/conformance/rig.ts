@@ -7,6 +7,7 @@ import type { Dialect, DialectName, EventName } from '../../src/wire/index.ts';
 import { DIALECTS } from '../../src/wire/index.ts';
 import { Peer, patiently } from '../kit/peer.ts';
 import type { GuestAction, RunningSubject, SubjectGuest } from './subject.ts';
+import type { Support } from './support.ts';
 
 export const UUID = Uint8Array.from({ length: 16 }, (_, i) => i * 17);
 
@@ -17,9 +18,11 @@ export class Rig {
   readonly dialect: Dialect;
   readonly introspection: Introspection;
   readonly log: string[] = [];
+  readonly #support: Support | undefined;
   #peer: Peer | undefined;
 
-  constructor(subject: RunningSubject, dialect: DialectName) {
+  constructor(subject: RunningSubject, dialect: DialectName, support?: Support) {
+    this.#support = support;
     this.machine = subject.machine;
     this.guest = subject.guest;
     this.dialect = DIALECTS[dialect];
@@ -35,6 +38,7 @@ export class Rig {
   async hook(): Promise<number> {
     const [host, tool] = loopback();
     const peer = new Peer(tool, this.dialect);
+    peer.onSeen = (name) => this.#support?.saw(this.dialect.name, name);
     const result = await this.introspection.hook({ socket: host, uuid: UUID });
     if (result === 0) this.#peer = peer;
     return result;

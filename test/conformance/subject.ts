@@ -29,6 +29,8 @@ export interface SubjectGuest {
   /** Takes the vCPUs out of the guest, as a device manager that does not call KVM_RUN. Undefined: not possible. */
   readonly hold?: () => Promise<void>;
   readonly release?: () => Promise<void>;
+  /** Adds a vCPU and starts it. Present where the capability create-vcpu is. */
+  readonly addVcpu?: () => Promise<void>;
 }
 
 /** A fresh machine with such a guest, running. */
@@ -44,6 +46,8 @@ export interface Subject {
   /** Why it cannot be tested here; undefined when it can. */
   unavailable(): string | undefined;
   start(): Promise<RunningSubject>;
+  /** docs/support.md has a section for it. */
+  readonly documented?: true;
   /** Each test gets a machine of its own; otherwise all share one. */
   readonly fresh: boolean;
 }

@@ -6,6 +6,8 @@ import { EVENT_ROWS } from './event-rows.ts';
 import { REQUEST_ROWS } from './requests.ts';
 import { Rig, type Row } from './rig.ts';
 import type { RunningSubject, Subject } from './subject.ts';
+import { Support } from './support.ts';
+import { V7_ROWS } from './v7-rows.ts';
 import { VCPU_ROWS } from './vcpu-rows.ts';
 import { VM_ROWS } from './vm-rows.ts';
 
@@ -15,6 +17,7 @@ export const ROWS: readonly Row[] = [
   ...VCPU_ROWS,
   ...EVENT_ROWS,
   ...CLOSING_ROWS,
+  ...V7_ROWS,
 ];
 
 const DIALECT_NAMES: readonly DialectName[] = ['v7', 'v9', 'v12'];
@@ -41,6 +44,7 @@ export function conformance(subject: Subject): void {
   const unavailable = subject.unavailable();
   describe(`conformance: ${subject.driver}`, { skip: unavailable ?? false }, () => {
     let shared: Promise<RunningSubject> | undefined;
+    const support = new Support(subject.driver);
     after(async () => (await shared)?.close());
     for (const dialect of DIALECT_NAMES) {
       for (const row of ROWS) {
@@ -48,21 +52,28 @@ export function conformance(subject: Subject): void {
         test(`${dialect} [${row.rows}] ${row.title}`, async (t) => {
           shared = subject.fresh ? undefined : (shared ?? subject.start());
           const running = await (shared ?? subject.start());
+          support.machine(running.machine);
           try {
             const reason = reasonToSkip(row, running);
             if (reason) t.skip(reason);
-            else await runRow(row, running, dialect);
+            else await runRow(row, running, dialect, support);
           } finally {
             if (subject.fresh) await running.close();
           }
         });
       }
     }
+    if (subject.documented) test('docs/support.md is what this run shows', () => support.check());
   });
 }
 
-async function runRow(row: Row, running: RunningSubject, dialect: DialectName): Promise<void> {
-  const rig = new Rig(running, dialect);
+async function runRow(
+  row: Row,
+  running: RunningSubject,
+  dialect: DialectName,
+  support: Support,
+): Promise<void> {
+  const rig = new Rig(running, dialect, support);
   try {
     await row.run(rig);
   } finally {

@@ -49,7 +49,7 @@ export const VCPU_ROWS: readonly Row[] = [
   hooked(
     '37-39',
     'a pause of a vCPU that stands still is acknowledged at once; its event comes when it runs',
-    { needs: ['pause'], holds: true },
+    { needs: ['pause'], actions: ['noop'], holds: true },
     async (rig) => {
       for (let round = 0; round < 2; round++) {
         await rig.guest.hold!();
@@ -59,6 +59,7 @@ export const VCPU_ROWS: readonly Row[] = [
         const event = await rig.peer.event('PAUSE');
         assert.equal(event.size, rig.eventSize(0));
         rig.peer.reply(event, 'continue');
+        await rig.guest.act('noop');
       }
     },
   ),

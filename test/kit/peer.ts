@@ -48,6 +48,8 @@ export class Peer {
   readonly dialect: Dialect;
   readonly channel: Channel;
   readonly closed: Promise<void>;
+  /** Told about each command that succeeded and each event that arrived. */
+  onSeen: (name: CommandName | EventName) => void = () => {};
   readonly #events: (ReceivedEvent & { size: number })[] = [];
   readonly #eventWaiters: ((event: ReceivedEvent & { size: number }) => void)[] = [];
   readonly #replies = new Map<number, (message: Message) => void>();
@@ -76,7 +78,9 @@ export class Peer {
   #take(message: Message): true {
     const { id, seq, payload } = message;
     if (isEvent(this.dialect, id, payload) && !this.#replies.has(seq)) {
-      const event = { ...decodeEvent(this.dialect, id, seq, payload), size: payload.length };
+      const decoded = decodeEvent(this.dialect, id, seq, payload);
+      this.onSeen(decoded.name);
+      const event = { ...decoded, size: payload.length };
       const waiter = this.#eventWaiters.shift();
       if (waiter) waiter(event);
       else this.#events.push(event);
@@ -127,6 +131,7 @@ export class Peer {
       assert.equal(payload.length, ERROR_SIZE, `an error reply to ${name} has exactly 8 bytes`);
       return { err, data: {} as Replies[N], size: payload.length };
     }
+    this.onSeen(name);
     return { err, data: decodeReply(definition, payload), size: payload.length };
   }
 

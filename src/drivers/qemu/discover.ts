@@ -1,131 +1,80 @@
 import { accessSync, constants, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { messageOf } from '../../error.ts';
+import { parseQemuArguments, type QemuArguments } from './arguments.ts';
 import type { QmpAddress } from './open-qmp.ts';
 import { commandLine, isQemu } from './process.ts';
 
-/** A VM of QEMU on this host. */
-export interface QemuProcess {
+/** A VM of QEMU on this host, as its command line describes it. */
+export interface FoundQemu extends Pick<QemuArguments, 'uuid' | 'vcpus' | 'memory' | 'accelerator'> {
   readonly pid: number;
+  /** `-name`; `qemu-PID` when it has none. */
   readonly name: string;
-  /** As in the command line; undefined without one. */
-  readonly uuid: string | undefined;
-  readonly vcpus: number;
-  /** In bytes. */
-  readonly memory: number;
-  readonly accelerator: string;
   /** How to open it; undefined when it cannot be. */
   readonly address: QmpAddress | undefined;
   /** Why it cannot be opened, and what to do; undefined when it can. */
-  readonly unavailable: string | undefined;
+  readonly reason: string | undefined;
 }
 
-const DEFAULT_MEMORY = 128 << 20;
-const UNITS: Readonly<Record<string, number>> = { B: 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
-
-/** The QEMU VMs on this host, found without talking to them. */
-export function findQemuMachines(): QemuProcess[] {
+/** Every QEMU of this host, found without talking to it. Those of other users are complete only for root. */
+export function findQemuMachines(): FoundQemu[] {
   const pids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
-  return pids
-    .map(Number)
-    .filter(isQemu)
-    .flatMap((pid) => describe(pid) ?? []);
+  const machines = pids.map(Number).filter(isQemu);
+  const busy = machines.length > 0 ? connectedSockets() : new Set<string>();
+  return machines.flatMap((pid) => describe(pid, busy) ?? []);
 }
 
-function describe(pid: number): QemuProcess | undefined {
-  const args = commandLine(pid);
-  if (args.length === 0) return undefined;
-  const facts = parseCommandLine(args);
-  const sockets = facts.qmp.map((path) => resolveFrom(pid, path));
+function describe(pid: number, busy: ReadonlySet<string>): FoundQemu | undefined {
+  const words = commandLine(pid);
+  // A process that ends has no arguments any more.
+  if (words.length === 0) return undefined;
+  const {
+    name = `qemu-${pid}`,
+    uuid,
+    vcpus,
+    memory,
+    accelerator,
+    ...ways
+  } = parseQemuArguments(words.slice(1));
+  const way = /x86_64|kvm/.test(words[0]!)
+    ? wayIn(pid, name, ways, busy)
+    : { address: undefined, reason: `it is ${words[0]}, not an x86-64 machine` };
+  return { pid, name, uuid, vcpus, memory, accelerator, ...way };
+}
+
+/** The first way in that can be used, or why none can. */
+function wayIn(
+  pid: number,
+  name: string,
+  { qmp, libvirt }: Pick<QemuArguments, 'qmp' | 'libvirt'>,
+  busy: ReadonlySet<string>,
+): Pick<FoundQemu, 'address' | 'reason'> {
+  if (libvirt) return { address: { libvirt: name }, reason: undefined };
   const reasons: string[] = [];
-  let address: QmpAddress | undefined;
-  if (!/x86_64|kvm/.test(args[0]!)) reasons.push(`it is ${args[0]}, not an x86-64 machine`);
-  else if (facts.domain !== undefined) address = { libvirt: facts.domain };
-  else if (sockets.length === 0)
-    reasons.push('it has no QMP socket: start it with -qmp unix:PATH,server=on,wait=off');
-  else {
-    for (const path of sockets) {
-      const reason = whyNotUsable(path);
-      if (reason === undefined) address ??= { qmp: path };
-      else reasons.push(reason);
-    }
+  for (const written of qmp) {
+    const path = absolute(pid, written);
+    const reason = whyNotUsable(path, busy.has(path) || busy.has(written));
+    if (reason === undefined) return { address: { qmp: path }, reason };
+    reasons.push(reason);
   }
-  const unavailable = address === undefined ? reasons.join('; ') : undefined;
-  return { pid, ...facts.shown, name: facts.shown.name ?? `pid ${pid}`, address, unavailable };
+  if (reasons.length === 0) {
+    reasons.push('it has no QMP socket with a path: start it with -qmp unix:PATH,server=on,wait=off');
+  }
+  return { address: undefined, reason: reasons.join('; ') };
 }
 
-interface CommandLineFacts {
-  readonly shown: Omit<QemuProcess, 'pid' | 'name' | 'address' | 'unavailable'> & {
-    name: string | undefined;
-  };
-  /** Paths of QMP sockets. */
-  readonly qmp: readonly string[];
-  /** Set when libvirt holds the monitor. */
-  readonly domain: string | undefined;
+function whyNotUsable(path: string, busy: boolean): string | undefined {
+  if (busy) return `its QMP socket ${path} is in use: give it a second -qmp socket`;
+  try {
+    accessSync(path, constants.R_OK | constants.W_OK);
+    return undefined;
+  } catch (error) {
+    return `its QMP socket cannot be opened: ${messageOf(error)}`;
+  }
 }
 
-/** What a command line of QEMU says of its VM. */
-export function parseCommandLine(args: readonly string[]): CommandLineFacts {
-  const options = new Map<string, string[]>();
-  args.forEach((arg, i) => {
-    if (!arg.startsWith('-')) return;
-    const name = arg.replace(/^--?/, '');
-    options.set(name, [...(options.get(name) ?? []), args[i + 1] ?? '']);
-  });
-  const last = (name: string) => options.get(name)?.at(-1);
-  const name = last('name');
-  const monitors = qmpSockets(options);
-  const shown = {
-    name: name === undefined ? undefined : (property(name, 'guest') ?? name.split(',')[0]!),
-    uuid: last('uuid'),
-    vcpus: Number(property(last('smp') ?? '1', 'cpus') ?? last('smp')?.split(',')[0] ?? 1),
-    memory: parseMemory(last('m')),
-    accelerator: accelerator(options),
-  };
-  return { shown, qmp: monitors.paths, domain: monitors.passed ? shown.name : undefined };
-}
-
-/** The value of `key` in `a=b,key=value`. */
-function property(option: string, key: string): string | undefined {
-  return option
-    .split(',')
-    .find((part) => part.startsWith(`${key}=`))
-    ?.slice(key.length + 1);
-}
-
-function parseMemory(option: string | undefined): number {
-  const text = option === undefined ? undefined : (property(option, 'size') ?? option.split(',')[0]!);
-  const match = /^(\d+)([BKMGT]?)$/i.exec(text ?? '');
-  if (match === null) return DEFAULT_MEMORY;
-  return Number(match[1]) * UNITS[match[2]!.toUpperCase() || 'M']!;
-}
-
-function accelerator(options: ReadonlyMap<string, readonly string[]>): string {
-  if (options.has('enable-kvm')) return 'kvm';
-  const accel = options.get('accel')?.[0]?.split(',')[0];
-  const machine = options.get('machine')?.flatMap((option) => property(option, 'accel') ?? [])[0];
-  return (accel?.replace(/^accel=/, '') ?? machine ?? 'tcg').split(':')[0]!;
-}
-
-/** `-qmp unix:…`, and `-chardev socket,…` with `-mon …,mode=control`. libvirt passes its socket as a descriptor. */
-function qmpSockets(options: ReadonlyMap<string, readonly string[]>): { paths: string[]; passed: boolean } {
-  const direct = [...(options.get('qmp') ?? []), ...(options.get('qmp-pretty') ?? [])].flatMap((option) =>
-    option.startsWith('unix:') ? [option.slice('unix:'.length).split(',')[0]!] : [],
-  );
-  const ids = (options.get('mon') ?? [])
-    .filter((option) => property(option, 'mode') === 'control')
-    .map((option) => property(option, 'chardev') ?? option.split(',')[0]!);
-  const chardevs = (options.get('chardev') ?? []).filter(
-    (option) => option.startsWith('socket,') && ids.includes(property(option, 'id') ?? ''),
-  );
-  const paths = chardevs.flatMap((option) => property(option, 'path') ?? []);
-  // libvirt names its monitor so, with a path in old versions and a descriptor in new ones.
-  const passed = ids.includes('charmonitor');
-  return { paths: passed ? [] : [...direct, ...paths], passed };
-}
-
-/** A path as the process `pid` means it. */
-function resolveFrom(pid: number, path: string): string {
+/** A path as QEMU wrote it, which may be relative to its working directory. */
+function absolute(pid: number, path: string): string {
   try {
     return resolve(readlinkSync(`/proc/${pid}/cwd`), path);
   } catch {
@@ -133,21 +82,14 @@ function resolveFrom(pid: number, path: string): string {
   }
 }
 
-function whyNotUsable(path: string): string | undefined {
-  try {
-    accessSync(path, constants.R_OK | constants.W_OK);
-  } catch (error) {
-    return `its QMP socket ${path} cannot be opened: ${messageOf(error)}`;
-  }
-  return isConnected(path) ? `its QMP socket ${path} is in use: give it a second -qmp socket` : undefined;
-}
+const CONNECTED = '03';
 
-/** Whether a client is connected to a listening unix socket (state 03 in /proc/net/unix). */
-function isConnected(path: string): boolean {
-  try {
-    const lines = readFileSync('/proc/net/unix', 'utf8').split('\n');
-    return lines.some((line) => line.endsWith(` ${path}`) && /^\S+ \S+ \S+ \S+ \S+ 03 /.test(line));
-  } catch {
-    return false;
+/** Paths of Unix sockets that have a client: their server's end is connected under the same path. */
+function connectedSockets(): Set<string> {
+  const paths = new Set<string>();
+  for (const line of readFileSync('/proc/net/unix', 'utf8').split('\n')) {
+    const [, , , , , state, , path] = line.trim().split(/\s+/);
+    if (state === CONNECTED && path) paths.add(path);
   }
+  return paths;
 }

@@ -1,3 +1,3 @@
-export { findQemuMachines, type QemuProcess } from './discover.ts';
+export { type FoundQemu, findQemuMachines } from './discover.ts';
 export { QemuMachine } from './machine.ts';
 export { openQemu, type QemuTarget } from './open.ts';

@@ -18,6 +18,6 @@ export async function openQemu(target: QemuTarget): Promise<QemuMachine> {
 function addressOf(pid: number): QmpAddress {
   const found = findQemuMachines().find((machine) => machine.pid === pid);
   if (found?.address) return found.address;
-  const why = found?.unavailable ?? 'it is not a QEMU system emulator';
+  const why = found?.reason ?? 'it is not a QEMU system emulator';
   throw new KvmiError('E_NO_MACHINE', `process ${pid} cannot be hooked: ${why}`, { data: { pid } });
 }

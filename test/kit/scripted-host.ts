@@ -26,7 +26,7 @@ import {
 } from '../../src/wire/index.ts';
 
 /** A command that the peer got. */
-export interface PeerCommand<N extends CommandName = CommandName> {
+export interface HostCommand<N extends CommandName = CommandName> {
   readonly name: N;
   readonly id: number;
   readonly seq: number;
@@ -36,15 +36,15 @@ export interface PeerCommand<N extends CommandName = CommandName> {
 
 /** Answers a command: reply data, a positive error number, or nothing to leave it unanswered. */
 export type Script<N extends CommandName> = (
-  command: PeerCommand<N>,
+  command: HostCommand<N>,
 ) => Replies[N] | number | undefined | Promise<Replies[N] | number | undefined>;
 
-export interface PeerEventReply {
+export interface HostEventReply {
   readonly action: Action;
   readonly data: EventReplyData;
 }
 
-export interface PeerOptions {
+export interface HostOptions {
   readonly dialect?: DialectName;
   readonly vcpus?: number;
 }
@@ -52,25 +52,25 @@ export interface PeerOptions {
 const actions = Object.entries(ACTION).map(([name]) => name as Action);
 
 /**
- * The other end of a tool, as far as a test scripts it: it answers GET_VERSION and VM_GET_INFO, acknowledges every
+ * The other end of a tool, the host side as far as a test scripts it: it answers GET_VERSION and VM_GET_INFO, acknowledges every
  * command without reply data, and leaves the rest to `on`.
  */
-export class ScriptedPeer {
+export class ScriptedHost {
   readonly dialect: Dialect;
   readonly channel: Channel;
   /** Everything that came, in order. */
-  readonly received: PeerCommand[] = [];
+  readonly received: HostCommand[] = [];
   /** Sequence numbers and vCPUs of event replies that nobody waited for. */
   readonly strayReplies: { seq: number; vcpu: number; action: number }[] = [];
   closed = false;
   /** Chunks that were delivered, for tests of batching. */
   chunks = 0;
   readonly #scripts = new Map<CommandName, Script<CommandName>>();
-  readonly #waiting = new Map<number, { name: EventName; resolve: (reply: PeerEventReply) => void }>();
+  readonly #waiting = new Map<number, { name: EventName; resolve: (reply: HostEventReply) => void }>();
   readonly #decoder = new FrameDecoder((id, seq, payload) => this.#take(id, seq, payload));
   #seq = 0;
 
-  constructor(channel: Channel, options: PeerOptions = {}) {
+  constructor(channel: Channel, options: HostOptions = {}) {
     this.channel = channel;
     this.dialect = DIALECTS[options.dialect ?? 'v12'];
     const max_msg_size = this.dialect.name === 'v12' ? 8184 : 0;
@@ -102,14 +102,19 @@ export class ScriptedPeer {
     return this;
   }
 
+  /** Bytes that somebody else took from the channel. */
+  feed(bytes: Uint8Array): void {
+    this.#decoder.push(bytes);
+  }
+
   on<N extends CommandName>(name: N, script: Script<N>): this {
     this.#scripts.set(name, script as unknown as Script<CommandName>);
     return this;
   }
 
   /** The commands of a name that came. */
-  got<N extends CommandName>(name: N): PeerCommand<N>[] {
-    return this.received.filter((command) => command.name === name) as PeerCommand<N>[];
+  got<N extends CommandName>(name: N): HostCommand<N>[] {
+    return this.received.filter((command) => command.name === name) as HostCommand<N>[];
   }
 
   #take(id: number, seq: number, payload: Uint8Array): boolean {
@@ -124,7 +129,7 @@ export class ScriptedPeer {
     }
     const { vcpu, body } = decodeCommand(definition, payload);
     if (body === undefined) throw new Error(`${definition.name} is cut`);
-    const command: PeerCommand = { name: definition.name, id, seq, vcpu, body };
+    const command: HostCommand = { name: definition.name, id, seq, vcpu, body };
     this.received.push(command);
     const script = this.#scripts.get(definition.name);
     const result = script ? script(command) : ({} as Replies[CommandName]);
@@ -194,9 +199,9 @@ export class ScriptedPeer {
     vcpu: number,
     data: EventData[N],
     state?: Uint8Array,
-  ): Promise<PeerEventReply> {
+  ): Promise<HostEventReply> {
     const { seq, bytes } = this.message(name, vcpu, data, state);
-    const reply = deferred<PeerEventReply>();
+    const reply = deferred<HostEventReply>();
     this.#waiting.set(seq, { name, resolve: reply.resolve });
     this.channel.write(bytes);
     return reply.promise;

@@ -1,0 +1,62 @@
+import { messageOf } from '../../error.ts';
+import type { Check, Severity } from '../checks/check.ts';
+import { HOST_CHECKS } from '../checks/host.ts';
+import { KVM_CHECKS } from '../checks/kvm.ts';
+import { QEMU_CHECKS } from '../checks/qemu.ts';
+import { command } from '../command.ts';
+import { EXIT } from '../exit-codes.ts';
+import type { Row } from '../output/columns.ts';
+import { printable } from '../output/printable.ts';
+
+/** Every check; a driver adds its own here. */
+const CHECKS: readonly Check[] = [...HOST_CHECKS, ...KVM_CHECKS, ...QEMU_CHECKS];
+
+const SIGNS: Readonly<Record<Severity, string>> = { ok: 'ok', info: '--', warning: '!!', error: 'XX' };
+
+async function* examine({ name, enables, examine }: Check): AsyncGenerator<Row> {
+  const failed = (error: unknown) => ({ severity: 'warning', found: messageOf(error) }) as const;
+  const result = await Promise.resolve().then(examine).catch(failed);
+  for (const { severity, found, remedy, about } of Array.isArray(result) ? result : [result]) {
+    yield { check: name, about, severity, found, enables, ...(remedy && { remedy }) };
+  }
+}
+
+export const doctor = command({
+  name: 'doctor',
+  summary: 'check what this host allows, and how to get the rest',
+  description: ['Changes nothing. Ends with 1 when something is missing that kvmi cannot do without.'],
+  arguments: [],
+  options: {},
+  examples: [
+    { command: 'kvmi doctor', does: 'everything' },
+    { command: "kvmi doctor --filter 'severity!=ok'", does: 'only what could be better' },
+    { command: 'kvmi doctor -o json', does: 'for a program' },
+  ],
+  columns: [
+    { name: 'check', kind: 'text', key: true, about: 'what was looked at' },
+    { name: 'about', kind: 'text', wide: true, about: 'which one, when there are several' },
+    { name: 'severity', kind: 'text', about: 'ok, info, warning or error' },
+    { name: 'found', kind: 'text', cut: true, about: 'what was found' },
+    { name: 'enables', kind: 'text', cut: true, about: 'what works because of it' },
+    { name: 'remedy', kind: 'text', cut: true, about: 'how to get it' },
+  ],
+  async *text(rows, theme) {
+    const paint = { ok: theme.green, info: theme.dim, warning: theme.yellow, error: theme.red };
+    for await (const row of rows) {
+      const severity = row.severity as Severity;
+      const about = row.about === undefined ? '' : `${printable(String(row.about))}: `;
+      yield `${paint[severity](SIGNS[severity])} ${String(row.check).padEnd(9)} ${about}${printable(String(row.found))}`;
+      if (severity === 'ok') continue;
+      yield theme.dim(`${' '.repeat(13)}for ${row.enables}`);
+      if (row.remedy) yield `${' '.repeat(13)}${printable(String(row.remedy))}`;
+    }
+  },
+  async *run(context) {
+    for (const check of CHECKS) {
+      for await (const row of examine(check)) {
+        if (row.severity === 'error') context.exitWith(EXIT.error.code);
+        yield row;
+      }
+    }
+  },
+});

@@ -1,0 +1,37 @@
+import { command } from '../command.ts';
+import { discover } from '../discover.ts';
+
+export const list = command({
+  name: 'list',
+  summary: 'show the VMs of this host and how each can be hooked',
+  description: [
+    'Looks through the processes of this host. VMs of other users are complete only for root. What is in the column ' +
+      'TARGET can be given to every command as VM; where it is empty, the reason says what is missing.',
+  ],
+  arguments: [],
+  options: {},
+  examples: [
+    { command: 'kvmi list', does: 'which VMs run here' },
+    { command: "kvmi list --filter 'memory>=4G' -c pid,name,memory", does: 'only the large ones' },
+    { command: 'kvmi list -o json', does: 'for a program' },
+  ],
+  columns: [
+    { name: 'pid', kind: 'decimal', key: true, about: 'process of the VMM' },
+    { name: 'name', kind: 'text', cut: true, about: 'what the VMM calls the VM' },
+    { name: 'uuid', kind: 'text', wide: true, about: 'UUID of the VM' },
+    { name: 'vcpus', kind: 'decimal', about: 'number of vCPUs' },
+    { name: 'memory', kind: 'size', about: 'guest memory' },
+    { name: 'vmm', kind: 'text', about: 'the program that runs the VM' },
+    { name: 'accelerator', kind: 'text', about: 'what executes guest code: kvm, tcg' },
+    { name: 'target', kind: 'text', cut: true, about: 'how it can be hooked; empty when it cannot' },
+    { name: 'reason', kind: 'text', cut: true, about: 'why it cannot be hooked' },
+  ],
+  async *run({ log }) {
+    const found = await discover();
+    if (found.length === 0) {
+      log.note('no VM was found on this host');
+      log.hint('Try the machine that lives in this process: kvmi info embedded:');
+    }
+    for (const vm of found) yield { ...vm };
+  },
+});

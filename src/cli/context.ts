@@ -1,0 +1,26 @@
+import type { Command } from './command.ts';
+import type { CliLog } from './log.ts';
+import type { Theme } from './output/theme.ts';
+
+/** Why a command is to end before it is done. */
+export type EndReason = 'SIGINT' | 'SIGTERM' | 'timeout' | 'closed';
+
+/** What a command works with. */
+export interface Context {
+  /** Aborted on Ctrl-C, SIGTERM, `--timeout` and when nobody reads the output any more; the reason is an EndReason. */
+  readonly signal: AbortSignal;
+  readonly log: CliLog;
+  /** Whether standard output is a terminal. */
+  readonly terminal: boolean;
+  /** For text on standard error. */
+  readonly theme: Theme;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** The description of every command. */
+  commands(): Promise<readonly Command[]>;
+  /** Says that the result is not complete, and why. */
+  partial(reason: string): void;
+  /** Writes bytes to standard output; resolves when they are taken. */
+  write(bytes: Uint8Array | string): Promise<void>;
+  /** Decides how the command ends when it does not fail. */
+  exitWith(code: number): void;
+}

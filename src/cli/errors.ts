@@ -1,0 +1,75 @@
+import { KvmiError, messageOf } from '../error.ts';
+import { ERROR_CODES, isErrorCode } from './error-codes.ts';
+import { EXIT, type ExitName } from './exit-codes.ts';
+import { printable, printableLines, safeJson } from './output/printable.ts';
+import type { Theme } from './output/theme.ts';
+
+/** The command line itself is wrong. */
+export class UsageError extends KvmiError {
+  constructor(message: string, hint?: string) {
+    super('E_USAGE', message, hint ? { hint } : {});
+    this.name = 'UsageError';
+  }
+}
+
+/** Codes of operating system errors that mean: you may not. */
+const PERMISSION_ERRNOS = new Set(['EACCES', 'EPERM']);
+
+/** Codes that say what failed, while the cause says why. */
+const CAUSE_DECIDES = new Set(['E_HOOK']);
+
+/** How the command ends after `error`. */
+export function exitOf(error: unknown): ExitName {
+  if (!(error instanceof KvmiError)) return isDenied(error) ? 'permission' : 'error';
+  if (isDenied(error.cause)) return 'permission';
+  if (CAUSE_DECIDES.has(error.code) && error.cause instanceof KvmiError) return exitOf(error.cause);
+  return isErrorCode(error.code) ? ERROR_CODES[error.code].exit : 'error';
+}
+
+function isDenied(error: unknown): boolean {
+  return PERMISSION_ERRNOS.has((error as NodeJS.ErrnoException | undefined)?.code ?? '');
+}
+
+export function exitCodeOf(error: unknown): number {
+  return EXIT[exitOf(error)].code;
+}
+
+/** The fields of an error for programs; `hint` and `data` only when there are some. */
+export function errorFields(error: unknown): Record<string, unknown> {
+  const known = error instanceof KvmiError ? error : undefined;
+  return {
+    code: known?.code ?? (error as NodeJS.ErrnoException | undefined)?.code ?? 'E_INTERNAL',
+    message: messageOf(error),
+    ...(known?.hint && { hint: known.hint }),
+    ...(known && Object.keys(known.data).length > 0 && { data: known.data }),
+    exit: exitCodeOf(error),
+  };
+}
+
+/** An error for people: what, where and why, its code, and the next step. */
+export function errorText(error: unknown, theme: Theme, verbose: boolean): string {
+  const { code, message, hint } = errorFields(error);
+  const lines = [
+    `${theme.bold('kvmi:')} ${theme.red('error:')} ${printableLines(String(message))} ${theme.dim(`[${printable(String(code))}]`)}`,
+  ];
+  if (hint) lines.push(`${theme.cyan('hint:')} ${printableLines(String(hint))}`);
+  const unexpected = !(error instanceof KvmiError) && error instanceof Error;
+  if ((verbose || unexpected) && error instanceof Error && error.stack) {
+    lines.push(theme.dim(printableLines(error.stack)));
+  }
+  return lines.join('\n');
+}
+
+/** An error as one line of JSON. */
+export function errorJson(error: unknown): string {
+  return safeJson({ v: 1, level: 'error', ...jsonSafe(errorFields(error)) });
+}
+
+/** Numbers that JSON does not have, in what errors carry. */
+function jsonSafe(fields: Record<string, unknown>): Record<string, unknown> {
+  return JSON.parse(
+    JSON.stringify(fields, (_key, value: unknown) =>
+      typeof value === 'bigint' ? `0x${value.toString(16)}` : value,
+    ),
+  );
+}

@@ -1,0 +1,80 @@
+import type { EndReason } from './context.ts';
+import { EXIT } from './exit-codes.ts';
+
+/** How a command ends that was told to. */
+export const EXIT_OF_END: Readonly<Record<EndReason, number>> = {
+  SIGINT: EXIT.interrupted.code,
+  SIGTERM: EXIT.terminated.code,
+  timeout: EXIT.timeout.code,
+  closed: EXIT.ok.code,
+};
+
+const SIGNALS: Readonly<Record<string, EndReason>> = {
+  SIGINT: 'SIGINT',
+  SIGTERM: 'SIGTERM',
+  SIGHUP: 'SIGTERM',
+};
+
+/**
+ * Turns signals and the time-out into the abortion of one AbortSignal, so that commands unhook on their own way
+ * out. A second signal ends the process at once.
+ */
+export class Interruption {
+  readonly #controller = new AbortController();
+  readonly #timer: NodeJS.Timeout | undefined;
+
+  /** @param timeout in milliseconds; undefined: none. */
+  constructor(timeout?: number) {
+    for (const name of Object.keys(SIGNALS)) process.on(name, this.#signalled);
+    if (timeout !== undefined) this.#timer = setTimeout(() => this.end('timeout'), timeout);
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  /** Why the command was told to end. */
+  get reason(): EndReason | undefined {
+    return this.signal.aborted ? (this.signal.reason as EndReason) : undefined;
+  }
+
+  end(reason: EndReason): void {
+    if (!this.signal.aborted) this.#controller.abort(reason);
+  }
+
+  dispose(): void {
+    clearTimeout(this.#timer);
+    for (const name of Object.keys(SIGNALS)) process.off(name, this.#signalled);
+  }
+
+  readonly #signalled = (name: string): void => {
+    const reason = SIGNALS[name]!;
+    if (this.signal.aborted) process.exit(EXIT_OF_END[reason]);
+    this.end(reason);
+  };
+}
+
+/** Resolves when `signal` is aborted. */
+export function whenAborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+}
+
+/** Resolves after `milliseconds`, or when `signal` is aborted. */
+export function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) {
+      resolve();
+      return;
+    }
+    const done = (): void => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    const timer = setTimeout(done, milliseconds);
+    signal.addEventListener('abort', done, { once: true });
+  });
+}

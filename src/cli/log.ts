@@ -1,0 +1,58 @@
+import type { Log } from '../host/log.ts';
+import { formatTime, now } from './output/columns.ts';
+import { printableLines, safeJson } from './output/printable.ts';
+import type { Theme } from './output/theme.ts';
+
+export const LOG_FORMATS = ['text', 'json'] as const;
+export type LogFormat = (typeof LOG_FORMATS)[number];
+
+const LEVELS = { error: 0, warning: 1, hint: 1, info: 2, debug: 3 } as const;
+type Level = keyof typeof LEVELS;
+
+/** Where everything but data goes: standard error. */
+export interface CliLog extends Log {
+  debug(message: string): void;
+  /** The next step after what was said before. */
+  hint(message: string): void;
+  /** A line that the command was asked for, such as a summary: shown whatever the verbosity. */
+  note(message: string): void;
+}
+
+export interface LogSettings {
+  readonly format: LogFormat;
+  /** 0 shows errors and warnings, 1 adds information, 2 adds details. */
+  readonly verbosity: number;
+  readonly theme: Theme;
+  write(line: string): void;
+}
+
+/** What the host side puts between the UUID and its message; the level says it already. */
+const HOST_SEVERITY = /^([0-9a-f-]{36}) (?:WARNING|ERROR): /;
+
+export function createLog(settings: LogSettings): CliLog {
+  const { theme, verbosity } = settings;
+  const paint: Readonly<Record<Level, string>> = {
+    error: `${theme.bold('kvmi:')} ${theme.red('error:')}`,
+    warning: `${theme.bold('kvmi:')} ${theme.yellow('warning:')}`,
+    hint: theme.cyan('hint:'),
+    info: theme.bold('kvmi:'),
+    debug: theme.dim('kvmi:'),
+  };
+  const line = (level: Level, message: string, shown = LEVELS[level] <= verbosity + 1): void => {
+    if (!shown) return;
+    const text = message.replace(HOST_SEVERITY, '$1 ');
+    settings.write(
+      settings.format === 'json'
+        ? safeJson({ v: 1, level, time: formatTime(now()), message: text })
+        : `${paint[level]} ${printableLines(text)}`,
+    );
+  };
+  return {
+    error: (message) => line('error', message),
+    warn: (message) => line('warning', message),
+    hint: (message) => line('hint', message),
+    info: (message) => line('info', message),
+    debug: (message) => line('debug', message),
+    note: (message) => line('info', message, true),
+  };
+}

@@ -1,0 +1,168 @@
+import { messageOf } from '../error.ts';
+import type { Command } from './command.ts';
+import { loadCommands } from './commands/index.ts';
+import type { Context } from './context.ts';
+import { errorFields, errorJson, errorText, exitCodeOf } from './errors.ts';
+import { EXIT } from './exit-codes.ts';
+import { commandHelp, programHelp } from './help.ts';
+import { EXIT_OF_END, Interruption, whenAborted } from './interruption.ts';
+import { createLog } from './log.ts';
+import { checkSettings, type Output, type OutputSettings, render } from './output/render.ts';
+import { themeFor } from './output/theme.ts';
+import { type Invocation, parseCommandLine } from './program.ts';
+import type { CommonSettings } from './settings.ts';
+import { Stdout } from './stdout.ts';
+
+/** What a command that was told to end may still take for it. */
+const GRACE_MS = 15_000;
+
+/** Carries out a command line and returns the exit code. Everything was written when it resolves. */
+export async function run(argv: readonly string[]): Promise<number> {
+  let invocation: Invocation;
+  try {
+    invocation = await parseCommandLine(argv);
+  } catch (error) {
+    return fail(error, earlySettings(argv));
+  }
+  const { settings } = invocation;
+  const interruption = new Interruption(settings.timeout);
+  const stdout = new Stdout(process.stdout, () => interruption.end('closed'));
+  try {
+    if (invocation.kind === 'run') return await new Execution(invocation, interruption, stdout).run();
+    const theme = themeFor(process.stdout, settings.color, process.env);
+    await stdout.write(invocation.command ? commandHelp(invocation.command, theme) : programHelp(theme));
+    return EXIT.ok.code;
+  } catch (error) {
+    return fail(error, settings);
+  } finally {
+    interruption.dispose();
+  }
+}
+
+/** How to print an error of a command line that was not understood. */
+function earlySettings(argv: readonly string[]): Pick<CommonSettings, 'logFormat' | 'color' | 'verbose'> {
+  const asJson = argv.some(
+    (word, i) => word === '--log-format=json' || (word === 'json' && argv[i - 1] === '--log-format'),
+  );
+  return { logFormat: asJson ? 'json' : 'text', color: 'auto', verbose: 0 };
+}
+
+function fail(error: unknown, settings: Pick<CommonSettings, 'logFormat' | 'color' | 'verbose'>): number {
+  const theme = themeFor(process.stderr, settings.color, process.env);
+  const text =
+    settings.logFormat === 'json' ? errorJson(error) : errorText(error, theme, settings.verbose > 1);
+  process.stderr.write(`${text}\n`);
+  return exitCodeOf(error);
+}
+
+/** One run of a command. */
+class Execution {
+  readonly #command: Command;
+  readonly #invocation: Invocation & { kind: 'run' };
+  readonly #interruption: Interruption;
+  readonly #stdout: Stdout;
+  readonly #reasons: string[] = [];
+  readonly #context: Context;
+  #exit: number = EXIT.ok.code;
+
+  constructor(invocation: Invocation & { kind: 'run' }, interruption: Interruption, stdout: Stdout) {
+    this.#command = invocation.command;
+    this.#invocation = invocation;
+    this.#interruption = interruption;
+    this.#stdout = stdout;
+    this.#context = this.#makeContext(invocation.settings);
+  }
+
+  async run(): Promise<number> {
+    const work = this.#print();
+    const overdue = this.#overdue();
+    try {
+      await Promise.race([work, overdue.promise]);
+    } catch (error) {
+      if (!this.#interruption.reason) throw error;
+      // Told to end, a command fails in any number of ways, because what it worked with is closed.
+      this.#context.log.debug(`while ending: ${String(errorFields(error).code)}: ${messageOf(error)}`);
+    } finally {
+      overdue.cancel();
+    }
+    const { reason } = this.#interruption;
+    if (reason) return EXIT_OF_END[reason];
+    return this.#checkReasons();
+  }
+
+  #makeContext(settings: CommonSettings): Context {
+    const theme = themeFor(process.stderr, settings.color, process.env);
+    return {
+      signal: this.#interruption.signal,
+      log: createLog({
+        format: settings.logFormat,
+        verbosity: settings.verbose + (this.#command.verbose ? 1 : 0),
+        theme,
+        write: (line) => process.stderr.write(`${line}\n`),
+      }),
+      terminal: this.#stdout.terminal,
+      theme,
+      env: process.env,
+      commands: loadCommands,
+      partial: (reason) => {
+        this.#reasons.push(reason);
+      },
+      write: (bytes) => this.#stdout.write(bytes),
+      exitWith: (code) => {
+        this.#exit = code;
+      },
+    };
+  }
+
+  async #print(): Promise<void> {
+    const { settings, arguments: args, options } = this.#invocation;
+    const command = this.#command;
+    const outputSettings = outputSettingsOf(settings);
+    checkSettings(outputSettings, command.columns);
+    const shown = command.shown?.(options as never);
+    const output: Output = {
+      command: command.name,
+      columns: command.columns,
+      rows: command.run(this.#context, args as never, options as never),
+      stream: command.stream === true,
+      ...(shown && { shown }),
+      ...(command.text && { text: command.text.bind(command) }),
+      reasons: this.#reasons,
+    };
+    const theme = themeFor(process.stdout, settings.color, process.env);
+    const { terminal, width } = this.#stdout;
+    const destination = { terminal, theme, ...(width !== undefined && { width }) };
+    if (command.columns.length === 0) {
+      for await (const _ of output.rows);
+      return;
+    }
+    for await (const line of render(output, outputSettings, destination))
+      await this.#stdout.write(`${line}\n`);
+  }
+
+  /** Fails when the command has not ended a while after it was told to. */
+  #overdue(): { readonly promise: Promise<never>; cancel(): void } {
+    let timer: NodeJS.Timeout | undefined;
+    const promise = whenAborted(this.#interruption.signal).then(
+      () =>
+        new Promise<never>((_resolve, reject) => {
+          timer = setTimeout(() => {
+            this.#context.log.error(`the command did not end within ${GRACE_MS / 1000} s; leaving it`);
+            reject(new Error('overdue'));
+          }, GRACE_MS);
+        }),
+    );
+    return { promise, cancel: () => clearTimeout(timer) };
+  }
+
+  #checkReasons(): number {
+    for (const reason of this.#reasons) this.#context.log.warn(`not complete: ${reason}`);
+    const strict = this.#invocation.settings.strict && this.#reasons.length > 0;
+    return strict && this.#exit === EXIT.ok.code ? EXIT.partial.code : this.#exit;
+  }
+}
+
+function outputSettingsOf(settings: CommonSettings): OutputSettings {
+  const { output, columns, filter, quiet } = settings;
+  return { ...(output && { format: output }), ...(columns && { columns }), filters: filter, quiet };
+}

@@ -1,0 +1,125 @@
+import type { Op } from './op.ts';
+
+/** Bytes that one bit of {@link CodePage} stands for when writes are compared with decoded code. */
+const CHUNK_SHIFT = 6;
+/** Pages with decoded code that are kept before all of it is dropped. */
+const PAGE_LIMIT = 512;
+
+/** Instructions that are executed one after the other: only the last one can go elsewhere. */
+export class Block {
+  readonly ops: Op[];
+  /** How many there are; 0 once the code was written to, also while the block runs. */
+  count: number;
+
+  constructor(ops: Op[]) {
+    this.ops = ops;
+    this.count = ops.length;
+  }
+}
+
+/** The decoded code of one frame, in one decoding mode. */
+export class CodePage {
+  /** Offset of the frame in the backing store. */
+  readonly frame: number;
+  readonly mode64: boolean;
+  /** By page offset: 1 + the position in `blocks` of the block that begins there, or 0. */
+  readonly blockAt = new Uint16Array(4096);
+  readonly blocks: (Block | undefined)[] = [undefined];
+  /** Instructions by page offset, shared by the blocks that they are in. */
+  readonly ops = new Map<number, Op>();
+  /** Instructions that continue on the next page; checked against its bytes every time. */
+  readonly crossing = new Map<number, Op>();
+  readonly #chunks = new Uint8Array(4096 >>> CHUNK_SHIFT);
+
+  constructor(frame: number, mode64: boolean) {
+    this.frame = frame;
+    this.mode64 = mode64;
+  }
+
+  addBlock(offset: number, block: Block): void {
+    this.blockAt[offset] = this.blocks.length;
+    this.blocks.push(block);
+  }
+
+  addOp(op: Op): void {
+    this.ops.set(op.start, op);
+    const last = Math.min(op.next - 1, 4095) >>> CHUNK_SHIFT;
+    for (let chunk = op.start >>> CHUNK_SHIFT; chunk <= last; chunk++) this.#chunks[chunk] = 1;
+  }
+
+  /** Whether a write to these page offsets may change decoded code. */
+  overlaps(from: number, to: number): boolean {
+    for (let chunk = from >>> CHUNK_SHIFT; chunk <= (to - 1) >>> CHUNK_SHIFT; chunk++) {
+      if (this.#chunks[chunk]) return true;
+    }
+    return false;
+  }
+
+  clear(): void {
+    for (let i = 1; i < this.blocks.length; i++) this.blocks[i]!.count = 0;
+    this.blocks.length = 1;
+    this.blockAt.fill(0);
+    this.ops.clear();
+    this.crossing.clear();
+    this.#chunks.fill(0);
+  }
+}
+
+/** What the cache tells the processors that run its code. */
+export interface CodeListener {
+  /** Code was decoded from the frame: writes to it must be reported. */
+  codeAdded(frame: number): void;
+  /** Every CodePage is void. */
+  codeDropped(): void;
+}
+
+/** All decoded code of a machine, by frame. */
+export class CodeCache {
+  readonly listeners: CodeListener[] = [];
+  readonly #pages = new Map<number, CodePage>();
+  /** By frame number: whether a write to the frame must be looked at. */
+  readonly #hasCode: Uint8Array;
+
+  constructor(frames: number) {
+    this.#hasCode = new Uint8Array(frames);
+  }
+
+  hasCode(frame: number): boolean {
+    return this.#hasCode[frame >>> 12] !== 0;
+  }
+
+  page(frame: number, mode64: boolean): CodePage {
+    const key = frame + (mode64 ? 1 : 0);
+    let page = this.#pages.get(key);
+    if (!page) {
+      if (this.#pages.size >= PAGE_LIMIT) this.#dropAll();
+      page = new CodePage(frame, mode64);
+      this.#pages.set(key, page);
+    }
+    return page;
+  }
+
+  /** To be called when code was decoded from a page. */
+  decoded(page: CodePage): void {
+    if (this.hasCode(page.frame)) return;
+    this.#hasCode[page.frame >>> 12] = 1;
+    for (const listener of this.listeners) listener.codeAdded(page.frame);
+  }
+
+  /** To be called for every write to a frame that {@link hasCode}; offsets in the page. */
+  wrote(frame: number, from: number, to: number): void {
+    const page32 = this.#pages.get(frame);
+    const page64 = this.#pages.get(frame + 1);
+    if (!page32?.overlaps(from, to) && !page64?.overlaps(from, to)) return;
+    page32?.clear();
+    page64?.clear();
+    this.#hasCode[frame >>> 12] = 0;
+  }
+
+  #dropAll(): void {
+    for (const page of this.#pages.values()) page.clear();
+    this.#pages.clear();
+    this.#hasCode.fill(0);
+    for (const listener of this.listeners) listener.codeDropped();
+  }
+}

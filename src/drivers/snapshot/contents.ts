@@ -1,0 +1,70 @@
+import { KvmiError } from '../../error.ts';
+import { type BackedRegion, GPA_LIMIT, PAGE_SIZE, type RegionBackend } from '../../machine/index.ts';
+import type { Source } from './file.ts';
+
+/** What a dump holds. */
+export interface DumpContents {
+  readonly format: DumpFormat;
+  readonly regions: readonly BackedRegion[];
+  /** The 536-byte state of each vCPU; empty when the dump has none. */
+  readonly states: readonly Uint8Array[];
+  /** What the kernel says about itself, when the dump carries it apart from memory. */
+  readonly vmcoreinfo: string | undefined;
+}
+
+export type DumpFormat = 'raw' | 'elf' | 'lime' | 'kdump';
+
+/** Guest memory from `gpa` on, in a file from `offset` on. What is beyond `fileSize` reads as zeros. */
+export interface Segment {
+  readonly gpa: number;
+  readonly size: number;
+  readonly offset: number;
+  readonly fileSize: number;
+}
+
+export const MAX_SEGMENTS = 65_536;
+
+export function damaged(what: string): KvmiError {
+  return new KvmiError('E_DUMP_DAMAGED', `the memory dump is damaged: ${what}`, {
+    hint: 'It may be cut off or still being written. Compare its size with that of the machine, and dump again.',
+  });
+}
+
+/**
+ * Regions from the segments of a dump: sorted, whole pages, what overlaps left out. Bytes of a page that no segment
+ * has read as zeros.
+ */
+export function regionsOf(source: Source, segments: readonly Segment[]): BackedRegion[] {
+  const sorted = segments
+    .filter(({ gpa, size }) => size > 0 && gpa >= 0 && gpa + size <= GPA_LIMIT)
+    .sort((a, b) => a.gpa - b.gpa);
+  const regions: BackedRegion[] = [];
+  let end = 0;
+  for (const segment of sorted) {
+    const start = Math.max(end, segment.gpa - (segment.gpa % PAGE_SIZE));
+    const stop = Math.ceil((segment.gpa + segment.size) / PAGE_SIZE) * PAGE_SIZE;
+    if (stop <= start) continue;
+    regions.push({
+      gpa: start,
+      size: stop - start,
+      readonly: false,
+      backend: segmentBackend(source, segment, start),
+    });
+    end = stop;
+  }
+  return regions;
+}
+
+function segmentBackend(source: Source, segment: Segment, regionGpa: number): RegionBackend {
+  return {
+    read(offset, into) {
+      const from = regionGpa + offset - segment.gpa;
+      if (from >= 0 && from + into.length <= segment.fileSize)
+        return source.read(segment.offset + from, into);
+      into.fill(0);
+      const start = Math.max(0, from);
+      const end = Math.min(segment.fileSize, from + into.length);
+      return end <= start || source.read(segment.offset + start, into.subarray(start - from, end - from));
+    },
+  };
+}

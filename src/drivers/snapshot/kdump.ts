@@ -1,0 +1,197 @@
+import * as zlib from 'node:zlib';
+import { KvmiError } from '../../error.ts';
+import { type BackedRegion, PAGE_SIZE, type RegionBackend } from '../../machine/index.ts';
+import { type DumpContents, damaged, MAX_SEGMENTS } from './contents.ts';
+import { parseNotes, statesOf, vmcoreinfoOf } from './elf.ts';
+import { readPart, type Source } from './file.ts';
+
+/*
+ * The kdump-compressed format of makedumpfile and of QEMU's dump-guest-memory -z: a bitmap of the pages that exist,
+ * one of those that were dumped, and for each of the latter a descriptor of its compressed bytes.
+ */
+
+export const KDUMP_MAGIC = Buffer.from('KDUMP   ', 'latin1');
+const DESCRIPTOR = 24;
+const FLAG_ZLIB = 1;
+const FLAG_LZO = 2;
+const FLAG_SNAPPY = 4;
+const FLAG_ZSTD = 0x20;
+const COMPRESSED = FLAG_ZLIB | FLAG_LZO | FLAG_SNAPPY | FLAG_ZSTD;
+/** Enough for 64 TiB of guest memory. */
+const MAX_BITMAP = 2 ** 31;
+/** Where the fields lie in the header (struct disk_dump_header) and in the block behind it (kdump_sub_header). */
+const AT = { block: 428, sub: 432, bitmap: 436, pages: 440 } as const;
+const SUB = { vmcoreinfo: 32, vmcoreinfoSize: 40, note: 48, noteSize: 56, maxPages: 96 } as const;
+
+export function readKdump(source: Source): DumpContents {
+  const header = readPart(source, 0, 464);
+  if (header === undefined) throw damaged('the kdump header is cut off');
+  const block = header.readInt32LE(AT.block);
+  const subBlocks = header.readInt32LE(AT.sub);
+  const bitmapBlocks = header.readUInt32LE(AT.bitmap);
+  if (block !== PAGE_SIZE || subBlocks < 1 || subBlocks > 4096) throw damaged(`blocks of ${block} bytes`);
+  const sub = readPart(source, block, 112);
+  if (sub === undefined) throw damaged('the kdump sub-header is cut off');
+  const bitmapSize = (bitmapBlocks * block) / 2;
+  const bitmapAt = (1 + subBlocks) * block;
+  const maxPages = Math.min(
+    Number(sub.readBigUInt64LE(SUB.maxPages)) || header.readUInt32LE(AT.pages),
+    bitmapSize * 8,
+  );
+  const exists = readPart(source, bitmapAt, bitmapSize, MAX_BITMAP);
+  const dumped = readPart(source, bitmapAt + bitmapSize, bitmapSize, MAX_BITMAP);
+  if (exists === undefined || dumped === undefined) throw damaged('the bitmaps of pages are cut off');
+  const pages = new DumpedPages(source, dumped, bitmapAt + 2 * bitmapSize);
+  const notes = notesOf(source, sub);
+  const at = Number(sub.readBigUInt64LE(SUB.vmcoreinfo));
+  const size = Number(sub.readBigUInt64LE(SUB.vmcoreinfoSize));
+  const text = size > 0 ? readPart(source, at, size) : undefined;
+  return {
+    format: 'kdump',
+    regions: regionsIn(exists, maxPages, pages),
+    states: statesOf(notes),
+    vmcoreinfo: text?.toString('latin1') ?? vmcoreinfoOf(notes),
+  };
+}
+
+function notesOf(source: Source, sub: Buffer) {
+  const size = Number(sub.readBigUInt64LE(SUB.noteSize));
+  const bytes =
+    size > 0 ? readPart(source, Number(sub.readBigUInt64LE(SUB.note)), size, 64 << 20) : undefined;
+  return bytes === undefined ? [] : parseNotes(bytes);
+}
+
+function isSet(bitmap: Uint8Array, page: number): boolean {
+  return (bitmap[Math.floor(page / 8)]! & (1 << (page & 7))) !== 0;
+}
+
+function regionsIn(exists: Uint8Array, maxPages: number, pages: DumpedPages): BackedRegion[] {
+  const regions: BackedRegion[] = [];
+  let start = -1;
+  for (let page = 0; page <= maxPages; page++) {
+    const inside = page < maxPages && isSet(exists, page);
+    if (inside && start < 0) start = page;
+    if (inside || start < 0) continue;
+    regions.push({
+      gpa: start * PAGE_SIZE,
+      size: (page - start) * PAGE_SIZE,
+      readonly: false,
+      backend: pages.backend(start),
+    });
+    if (regions.length > MAX_SEGMENTS) throw damaged(`more than ${MAX_SEGMENTS} runs of pages`);
+    start = -1;
+  }
+  return regions;
+}
+
+const PAGES_PER_COUNT = 512;
+const KEPT_PAGES = 1024;
+
+/** Pages that are unpacked when they are read; the last ones stay. */
+class DumpedPages {
+  readonly #source: Source;
+  readonly #bitmap: Uint8Array;
+  readonly #descriptors: number;
+  /** How many pages were dumped before each group of 512. */
+  readonly #counts: Uint32Array;
+  readonly #kept = new Map<number, Uint8Array>();
+
+  constructor(source: Source, bitmap: Uint8Array, descriptors: number) {
+    this.#source = source;
+    this.#bitmap = bitmap;
+    this.#descriptors = descriptors;
+    this.#counts = new Uint32Array(Math.ceil((bitmap.length * 8) / PAGES_PER_COUNT) + 1);
+    for (let group = 0; group + 1 < this.#counts.length; group++) {
+      const start = (group * PAGES_PER_COUNT) / 8;
+      let count = 0;
+      for (const byte of bitmap.subarray(start, start + PAGES_PER_COUNT / 8)) count += bitCount(byte);
+      this.#counts[group + 1] = this.#counts[group]! + count;
+    }
+  }
+
+  backend(firstPage: number): RegionBackend {
+    return {
+      read: (offset, into) => {
+        for (let at = 0; at < into.length; ) {
+          const page = this.#page(firstPage + Math.floor((offset + at) / PAGE_SIZE));
+          if (page === undefined) return false;
+          const start = (offset + at) % PAGE_SIZE;
+          const size = Math.min(into.length - at, PAGE_SIZE - start);
+          into.set(page.subarray(start, start + size), at);
+          at += size;
+        }
+        return true;
+      },
+    };
+  }
+
+  #page(number: number): Uint8Array | undefined {
+    const kept = this.#kept.get(number);
+    if (kept !== undefined) return kept;
+    const page = this.#load(number);
+    if (page === undefined) return undefined;
+    if (this.#kept.size >= KEPT_PAGES) {
+      for (const oldest of this.#kept.keys()) {
+        this.#kept.delete(oldest);
+        break;
+      }
+    }
+    this.#kept.set(number, page);
+    return page;
+  }
+
+  #load(number: number): Uint8Array | undefined {
+    if (!isSet(this.#bitmap, number)) return undefined;
+    const descriptor = readPart(
+      this.#source,
+      this.#descriptors + DESCRIPTOR * this.#rank(number),
+      DESCRIPTOR,
+    );
+    if (descriptor === undefined) return undefined;
+    const size = descriptor.readUInt32LE(8);
+    const flags = descriptor.readUInt32LE(12);
+    const bytes = readPart(this.#source, Number(descriptor.readBigUInt64LE(0)), size, 2 * PAGE_SIZE);
+    if (bytes === undefined) return undefined;
+    const page = (flags & COMPRESSED) === 0 ? bytes : unpack(bytes, flags);
+    return page?.length === PAGE_SIZE ? page : undefined;
+  }
+
+  /** How many pages before this one were dumped. */
+  #rank(number: number): number {
+    const group = Math.floor(number / PAGES_PER_COUNT);
+    let count = this.#counts[group]!;
+    for (let page = group * PAGES_PER_COUNT; page < number; page++) if (isSet(this.#bitmap, page)) count++;
+    return count;
+  }
+}
+
+function bitCount(byte: number): number {
+  let count = 0;
+  for (let rest = byte; rest !== 0; rest &= rest - 1) count++;
+  return count;
+}
+
+type Unpack = (bytes: Uint8Array, options: { maxOutputLength: number }) => Buffer;
+/** Only newer versions of Node.js have it. */
+const unpackZstd = (zlib as { zstdDecompressSync?: Unpack }).zstdDecompressSync;
+
+function unpack(bytes: Buffer, flags: number): Uint8Array | undefined {
+  const limit = { maxOutputLength: PAGE_SIZE };
+  if ((flags & (FLAG_LZO | FLAG_SNAPPY)) !== 0) throw unsupported('LZO or Snappy');
+  if ((flags & FLAG_ZSTD) !== 0 && unpackZstd === undefined) throw unsupported('Zstandard');
+  try {
+    return (flags & FLAG_ZSTD) !== 0 ? unpackZstd!(bytes, limit) : zlib.inflateSync(bytes, limit);
+  } catch {
+    return undefined;
+  }
+}
+
+function unsupported(what: string): KvmiError {
+  return new KvmiError(
+    'E_DUMP_COMPRESSION',
+    `the memory dump is compressed with ${what}, which cannot be read`,
+    {
+      hint: 'Dump with zlib (dump-guest-memory -z, makedumpfile -c). Zstandard needs Node.js 22.15 or newer.',
+    },
+  );
+}

@@ -1,0 +1,159 @@
+import { createHash } from 'node:crypto';
+import { basename } from 'node:path';
+import { STATE_SIZE } from '../../abi/state.ts';
+import { type Awaitable, then } from '../../awaitable.ts';
+import { KvmiError } from '../../error.ts';
+import {
+  CAPABILITY_NAMES,
+  type Capabilities,
+  CapabilityError,
+  type CapabilityName,
+  type CpuidLeaf,
+  type Machine,
+  type MachineHandler,
+  type PhysicalMemory,
+  RegionMemory,
+  type Trap,
+  type Vcpu,
+} from '../../machine/index.ts';
+import type { DumpContents, DumpFormat } from './contents.ts';
+import type { FileSource } from './file.ts';
+
+const STOPPED = 'a memory dump is a machine that has stopped for good';
+const READ_ONLY = 'a memory dump is read only';
+const NOT_IN_DUMP = 'memory dumps do not hold it';
+
+const REASONS: Readonly<Partial<Record<CapabilityName, string>>> = {
+  'memory-write': READ_ONLY,
+  'set-registers': READ_ONLY,
+  'set-xsave': READ_ONLY,
+  msrs: NOT_IN_DUMP,
+  cpuid: NOT_IN_DUMP,
+  xcr: NOT_IN_DUMP,
+  xsave: NOT_IN_DUMP,
+  mtrr: NOT_IN_DUMP,
+};
+
+/** A memory dump as a machine: its memory and registers can be read, and nothing ever happens in it. */
+export class SnapshotMachine implements Machine {
+  readonly name: string;
+  readonly uuid: Uint8Array;
+  readonly startTime = 0;
+  readonly capabilities: Capabilities;
+  readonly memory: PhysicalMemory;
+  readonly vcpus: readonly SnapshotVcpu[];
+  readonly format: DumpFormat;
+  /** What the kernel says about itself, when the dump carries it apart from memory. */
+  readonly vmcoreinfo: string | undefined;
+  readonly #file: FileSource;
+  #handler: MachineHandler | undefined;
+
+  constructor(file: FileSource, contents: DumpContents) {
+    this.name = basename(file.path);
+    this.uuid = createHash('sha256').update(file.path).digest().subarray(0, 16);
+    this.memory = readOnly(new RegionMemory(contents.regions));
+    this.format = contents.format;
+    this.vmcoreinfo = contents.vmcoreinfo;
+    this.#file = file;
+    this.vcpus = contents.states.map((state, index) => new SnapshotVcpu(index, state, () => this.#handler));
+    const withRegisters = contents.states.length > 0 ? true : `the ${contents.format} dump has no registers`;
+    this.capabilities = Object.fromEntries(
+      CAPABILITY_NAMES.map((name) => [name, REASONS[name] ?? STOPPED]),
+    ) as Record<CapabilityName, string>;
+    this.capabilities = { ...this.capabilities, registers: withRegisters, pause: withRegisters };
+  }
+
+  attach(handler: MachineHandler): void {
+    if (this.#handler !== undefined)
+      throw new KvmiError('E_BUSY', `${this.name} is attached already`, {
+        hint: 'Detach the other one first.',
+      });
+    this.#handler = handler;
+  }
+
+  detach(): void {
+    this.#handler = undefined;
+  }
+
+  arm(trap: Trap): never {
+    throw new CapabilityError(trap.kind === 'page' ? 'page-read' : capabilityOf(trap), STOPPED);
+  }
+
+  disarm(): void {}
+
+  async close(): Promise<void> {
+    const handler = this.#handler;
+    this.#handler = undefined;
+    handler?.closed();
+    this.#file.close();
+  }
+}
+
+function capabilityOf({ kind }: Exclude<Trap, { kind: 'page' }>): CapabilityName {
+  return kind === 'cpuid' ? 'cpuid-event' : kind;
+}
+
+function readOnly(memory: RegionMemory): PhysicalMemory {
+  return {
+    regions: memory.regions.map(({ gpa, size }) => ({ gpa, size, readonly: false })),
+    read: (gpa, into) => memory.read(gpa, into),
+    write: () => false,
+  };
+}
+
+/** A vCPU as it was when the dump was made. */
+export class SnapshotVcpu implements Vcpu {
+  readonly index: number;
+  readonly started = true;
+  readonly tscHz = 0;
+  readonly #state: Uint8Array;
+  readonly #handler: () => MachineHandler | undefined;
+
+  constructor(index: number, state: Uint8Array, handler: () => MachineHandler | undefined) {
+    this.index = index;
+    this.#state = state;
+    this.#handler = handler;
+  }
+
+  /** It is always outside the guest. */
+  request(): Awaitable<void> {
+    const handler = this.#handler();
+    return handler && then(handler.request(this), () => {});
+  }
+
+  readState(into: Uint8Array): void {
+    into.set(this.#state.subarray(0, STATE_SIZE));
+  }
+
+  writeRegisters(): never {
+    throw new CapabilityError('set-registers', READ_ONLY);
+  }
+
+  readMsr(): never {
+    throw new CapabilityError('msrs', NOT_IN_DUMP);
+  }
+
+  cpuid(): Awaitable<CpuidLeaf | undefined> {
+    throw new CapabilityError('cpuid', NOT_IN_DUMP);
+  }
+
+  xcr0(): never {
+    throw new CapabilityError('xcr', NOT_IN_DUMP);
+  }
+
+  readXsave(): never {
+    throw new CapabilityError('xsave', NOT_IN_DUMP);
+  }
+
+  writeXsave(): never {
+    throw new CapabilityError('set-xsave', READ_ONLY);
+  }
+
+  mtrrType(): never {
+    throw new CapabilityError('mtrr', NOT_IN_DUMP);
+  }
+
+  inject(): never {
+    throw new CapabilityError('inject', STOPPED);
+  }
+}

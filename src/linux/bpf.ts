@@ -1,0 +1,76 @@
+import type { Gva } from '../machine/index.ts';
+import { readClock, rfc3339 } from './clock.ts';
+import { idrEntries } from './list.ts';
+import type { Session } from './session.ts';
+import { hex } from './text.ts';
+import type { Walk } from './walk.ts';
+
+/** A loaded eBPF program, as `bpftool prog` prints it. */
+export interface BpfProgram {
+  readonly id: number;
+  readonly type: string;
+  readonly name: string;
+  readonly tag: string;
+  /** RFC 3339; empty when the guest's clock is not known. */
+  readonly loadTime: string;
+  readonly jited: boolean;
+  /** The kernel function that it is attached to, for the types that have one. */
+  readonly attachedTo: string;
+  /** Where its code is. */
+  readonly code: string;
+  readonly address: string;
+}
+
+export function* bpfPrograms(session: Session): Walk<BpfProgram[]> {
+  const registry = session.kernel.symbols.address('prog_idr');
+  if (registry === undefined) return [];
+  const clock = yield* readClock(session);
+  const boot = clock === undefined ? undefined : clock.realtime - clock.sinceBoot;
+  const types = yield* programTypes(session);
+  const { offset } = session.kernel.layouts.field('idr', 'tree');
+  const rows: BpfProgram[] = [];
+  for (const { entry } of yield* idrEntries(session, registry + BigInt(offset), 'eBPF programs')) {
+    const row = yield* session.attempt('an eBPF program', programRow(session, entry, types, boot), undefined);
+    if (row !== undefined) rows.push(row);
+  }
+  return rows;
+}
+
+function* programRow(
+  session: Session,
+  gva: Gva,
+  types: ReadonlyMap<number, string>,
+  boot: bigint | undefined,
+): Walk<BpfProgram> {
+  const program = yield* session.object('program', gva);
+  const aux = yield* session.object('programAux', program.pointer('aux'));
+  const attached = aux.has('attached') ? aux.pointer('attached') : 0n;
+  const type = program.number('type');
+  return {
+    id: aux.number('id'),
+    type: types.get(type) ?? String(type),
+    name: aux.text('name'),
+    tag: Buffer.from(program.bytes('tag')).toString('hex'),
+    loadTime: boot === undefined ? '' : rfc3339(boot + aux.big('loadTime')),
+    jited: program.number('jited') !== 0,
+    attachedTo:
+      attached === 0n
+        ? ''
+        : yield* session.attempt('an eBPF program', session.space.string(attached, 256), ''),
+    code: hex(program.pointer('function')),
+    address: hex(gva),
+  };
+}
+
+const TYPE_PREFIX = 'BPF_PROG_TYPE_';
+
+/** Names of program types, from the kernel's own enumeration. */
+function* programTypes(session: Session): Walk<Map<number, string>> {
+  const type = (yield* session.kernel.loadTypes()).find('bpf_prog_type');
+  const values = type?.kind === 'enum' ? type.values : [];
+  return new Map(
+    values
+      .filter(({ name }) => name.startsWith(TYPE_PREFIX))
+      .map(({ name, value }) => [Number(value), name.slice(TYPE_PREFIX.length).toLowerCase()]),
+  );
+}

@@ -1,0 +1,208 @@
+import { createHash } from 'node:crypto';
+import { chmodSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { crc32 } from 'node:zlib';
+import { type Gva, type Paging, type PhysicalMemory, readVirtual } from '../machine/index.ts';
+import { LAYOUT, type StructLayout } from './layout.ts';
+import { SymbolTable } from './symbols.ts';
+import { type Walk, wait } from './walk.ts';
+
+/*
+ * What was decoded from a kernel is kept in a file named after its build id. It is used again only when the parts of
+ * guest memory that it was made from still have the same digests: a guest that claims another kernel's build id gets
+ * nothing wrong out of the cache, and puts nothing wrong into it.
+ */
+
+/** A part of the kernel's image that something was decoded from. */
+export interface Source {
+  readonly address: Gva;
+  readonly size: number;
+}
+
+/** What is kept. Addresses are as if KASLR had not moved the kernel. */
+export interface CachedKernel {
+  readonly symbols: SymbolTable;
+  readonly layouts: readonly StructLayout[];
+  readonly banner: string;
+}
+
+/** Where the running kernel is. */
+export interface CachePlace {
+  readonly memory: PhysicalMemory;
+  readonly paging: Paging;
+  readonly kernelOffset: bigint;
+}
+
+interface Header {
+  readonly format: number;
+  readonly layout: string;
+  readonly banner: string;
+  readonly sources: readonly { readonly address: string; readonly size: number; readonly digest: string }[];
+  readonly layouts: readonly StructLayout[];
+  /** Lengths in bytes of the arrays, in the order of {@link ARRAYS}. */
+  readonly lengths: readonly number[];
+}
+
+const FORMAT = 1;
+const MAGIC = Buffer.from('kvmi-linux-cache\n');
+const CHECKSUM = 4;
+const MAX_SOURCE = 64 << 20;
+const IMAGE_MAP = 0xffff_ffff_8000_0000n;
+const IMAGE_MAP_END = 0xffff_ffff_c000_0000n;
+
+/** Changes with the table of structures, so that a cache of an older kvmi is not used. */
+const LAYOUT_DIGEST = createHash('sha256').update(JSON.stringify(LAYOUT)).digest('hex').slice(0, 16);
+
+/** `$XDG_CACHE_HOME/kvmi/linux`, by default below `~/.cache`. */
+export function defaultCacheDirectory(): string {
+  const base = process.env.XDG_CACHE_HOME;
+  return join(base?.startsWith('/') ? base : join(homedir(), '.cache'), 'kvmi', 'linux');
+}
+
+function fileFor(directory: string, key: string): string {
+  const name = /^[0-9a-f]+$/.test(key) ? key : createHash('sha256').update(key).digest('hex').slice(0, 40);
+  return join(directory, `${name}.kernel`);
+}
+
+/** What was kept for the kernel called `key`; undefined when there is nothing, or nothing that can be used. */
+export function* loadCached(
+  directory: string,
+  key: string,
+  place: CachePlace,
+): Walk<CachedKernel | undefined> {
+  const file = readFile(fileFor(directory, key));
+  const parsed = file && parse(file);
+  if (parsed === undefined) return undefined;
+  const { header, arrays } = parsed;
+  for (const source of header.sources) {
+    const bytes = yield* readSource(place, BigInt(source.address) + place.kernelOffset, source.size);
+    if (bytes === undefined || digestOf(bytes) !== source.digest) return undefined;
+  }
+  moveImage(arrays.addresses, place.kernelOffset);
+  return { symbols: new SymbolTable(arrays), layouts: header.layouts, banner: header.banner };
+}
+
+function readFile(path: string): Buffer | undefined {
+  try {
+    return readFileSync(path);
+  } catch {
+    return undefined;
+  }
+}
+
+function* readSource(place: CachePlace, address: Gva, size: number): Walk<Buffer | undefined> {
+  if (!(size > 0 && size <= MAX_SOURCE)) return undefined;
+  const into = Buffer.allocUnsafeSlow(size);
+  return (yield* wait(readVirtual(place.memory, place.paging, address, into))) ? into : undefined;
+}
+
+/** BLAKE2b: the guest must not be able to make two sources with one digest. */
+function digestOf(bytes: Uint8Array): string {
+  return createHash('blake2b512').update(bytes).digest('hex').slice(0, 64);
+}
+
+/** Against damage only: who can write the file could as well change kvmi. */
+function checksumOf(bytes: Uint8Array): Buffer {
+  const checksum = Buffer.alloc(CHECKSUM);
+  checksum.writeUInt32LE(crc32(bytes));
+  return checksum;
+}
+
+/** Adds to all addresses in the image; per-CPU symbols and the like stay. */
+function moveImage(addresses: BigUint64Array, by: bigint): void {
+  const halves = new Uint32Array(addresses.buffer, addresses.byteOffset, addresses.length * 2);
+  const low = Number(by & 0xffffffffn);
+  for (let i = 0; i < halves.length; i += 2)
+    if (halves[i + 1] === 0xffffffff && halves[i]! >= 0x80000000) halves[i] = halves[i]! + low;
+}
+
+/** Keeps a kernel. Answers whether that worked: a cache that cannot be written is no error. */
+export function* storeCached(
+  directory: string,
+  key: string,
+  place: CachePlace,
+  kernel: CachedKernel,
+  sources: readonly Source[],
+): Walk<boolean> {
+  const kept: { address: string; size: number; digest: string }[] = [];
+  for (const { address, size } of sources) {
+    const bytes = yield* readSource(place, address, size);
+    if (bytes === undefined || address < IMAGE_MAP || address >= IMAGE_MAP_END) return false;
+    kept.push({ address: String(address - place.kernelOffset), size, digest: digestOf(bytes) });
+  }
+  return writeFile(directory, fileFor(directory, key), serialize(kernel, kept, place.kernelOffset));
+}
+
+function writeFile(directory: string, file: string, content: Buffer): boolean {
+  const fresh = `${file}.${process.pid}`;
+  try {
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    writeFileSync(fresh, content, { mode: 0o600, flag: 'wx' });
+    chmodSync(fresh, 0o600);
+    renameSync(fresh, file);
+    return true;
+  } catch {
+    discard(fresh);
+    return false;
+  }
+}
+
+function discard(file: string): void {
+  try {
+    rmSync(file, { force: true });
+  } catch {
+    // There is no such directory, or it belongs to somebody else: then nothing was written either.
+  }
+}
+
+function serialize(kernel: CachedKernel, sources: Header['sources'], kernelOffset: bigint): Buffer {
+  const { text, starts, types, addresses, slots } = kernel.symbols.arrays;
+  const unmoved = addresses.slice();
+  moveImage(unmoved, -kernelOffset);
+  // The widest first: each array is aligned where it lies.
+  const arrays = [unmoved, starts, slots, types, text].map((array) =>
+    Buffer.from(array.buffer, array.byteOffset, array.byteLength),
+  );
+  const header: Header = {
+    format: FORMAT,
+    layout: LAYOUT_DIGEST,
+    banner: kernel.banner,
+    sources,
+    layouts: kernel.layouts,
+    lengths: arrays.map((array) => array.length),
+  };
+  const json = Buffer.from(JSON.stringify(header));
+  const size = Buffer.alloc(4);
+  size.writeUInt32LE(json.length);
+  const content = Buffer.concat([size, json, ...arrays]);
+  return Buffer.concat([MAGIC, checksumOf(content), content]);
+}
+
+function parse(file: Buffer) {
+  const start = MAGIC.length + CHECKSUM;
+  if (file.length < start + 4 || !file.subarray(0, MAGIC.length).equals(MAGIC)) return undefined;
+  const content = file.subarray(start);
+  if (!checksumOf(content).equals(file.subarray(MAGIC.length, start))) return undefined;
+  const size = content.readUInt32LE(0);
+  const header = JSON.parse(content.toString('utf8', 4, 4 + size)) as Header;
+  if (header.format !== FORMAT || header.layout !== LAYOUT_DIGEST) return undefined;
+  const parts: ArrayBuffer[] = [];
+  let at = 4 + size;
+  for (const length of header.lengths) {
+    // A copy, because a typed array must be aligned.
+    parts.push(
+      content.buffer.slice(content.byteOffset + at, content.byteOffset + at + length) as ArrayBuffer,
+    );
+    at += length;
+  }
+  const [addresses, starts, slots, types, text] = parts;
+  const arrays = {
+    addresses: new BigUint64Array(addresses!),
+    starts: new Uint32Array(starts!),
+    slots: new Int32Array(slots!),
+    types: new Uint8Array(types!),
+    text: new Uint8Array(text!),
+  };
+  return { header, arrays };
+}

@@ -1,0 +1,38 @@
+import type { Session } from './session.ts';
+import type { Walk } from './walk.ts';
+
+const SECOND = 1_000_000_000n;
+
+/** The guest's time keeping at its last tick, in nanoseconds. */
+export interface Clock {
+  /** Since 1970. */
+  readonly realtime: bigint;
+  /** Since boot, with the time that the guest was suspended. */
+  readonly sinceBoot: bigint;
+}
+
+/** Reads the kernel's timekeeper; undefined when it is not to be found. */
+export function* readClock(session: Session): Walk<Clock | undefined> {
+  return yield* session.attempt('the clock', read(session), undefined);
+}
+
+function* read(session: Session): Walk<Clock> {
+  const { symbols, layouts } = session.kernel;
+  const core = session.symbol('tk_core');
+  // Since 6.13 tk_core is a struct tk_data; before, an anonymous one with a sequence counter in front.
+  const inside = layouts.get('timekeeperCore').fields.timekeeper?.offset;
+  const address = symbols.address('shadow_timekeeper') ?? core + BigInt(inside ?? 8);
+  const keeper = yield* session.object('timekeeper', address);
+  const nanoseconds = keeper.big('nanoseconds') >> BigInt(keeper.number('shift') & 63);
+  const realtime = keeper.big('seconds') * SECOND + nanoseconds;
+  const monotonic = realtime + keeper.big('monotonicSeconds') * SECOND + keeper.big('monotonicNanoseconds');
+  return { realtime, sinceBoot: monotonic + keeper.big('bootOffset') };
+}
+
+/** RFC 3339 with nanoseconds; empty for a time that cannot be written so. */
+export function rfc3339(nanoseconds: bigint): string {
+  const milliseconds = Number(nanoseconds / 1_000_000n);
+  if (nanoseconds < 0n || milliseconds > 8.64e15) return '';
+  const fraction = (nanoseconds % SECOND).toString().padStart(9, '0');
+  return `${new Date(milliseconds).toISOString().slice(0, -5)}.${fraction}Z`;
+}

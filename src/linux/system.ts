@@ -1,0 +1,45 @@
+import { readClock, rfc3339 } from './clock.ts';
+import type { Session } from './session.ts';
+import type { Walk } from './walk.ts';
+
+/** The guest as uname(1) and uptime(1) show it. */
+export interface SystemInfo {
+  /** The host name that the guest has given itself. */
+  readonly node: string;
+  readonly release: string;
+  readonly version: string;
+  readonly banner: string;
+  /** Empty before Linux 5.9. */
+  readonly buildId: string;
+  /** RFC 3339, by the guest's own clock. */
+  readonly time: string;
+  readonly bootTime: string;
+  readonly uptimeSeconds: number;
+  /** 48 or 57: the width of virtual addresses. */
+  readonly addressBits: number;
+}
+
+export function* systemInfo(session: Session): Walk<SystemInfo[]> {
+  const { kernel } = session;
+  const clock = yield* readClock(session);
+  const uts = yield* session.attempt('the name of the system', utsName(session), undefined);
+  return [
+    {
+      node: uts?.text('node') ?? '',
+      release: uts?.text('release') ?? kernel.release,
+      version: uts?.text('version') ?? '',
+      banner: kernel.banner,
+      buildId: kernel.buildId ?? '',
+      time: clock === undefined ? '' : rfc3339(clock.realtime),
+      bootTime: clock === undefined ? '' : rfc3339(clock.realtime - clock.sinceBoot),
+      uptimeSeconds: clock === undefined ? 0 : Number(clock.sinceBoot / 10_000_000n) / 100,
+      addressBits: kernel.paging.mode === '5-level' ? 57 : 48,
+    },
+  ];
+}
+
+function* utsName(session: Session) {
+  const namespace = session.symbol('init_uts_ns');
+  const { offset } = session.kernel.layouts.field('utsNamespace', 'name');
+  return yield* session.object('utsName', namespace + BigInt(offset));
+}

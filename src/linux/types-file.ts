@@ -1,0 +1,39 @@
+import { readFileSync } from 'node:fs';
+import { KvmiError, messageOf } from '../error.ts';
+import { Btf } from './btf.ts';
+import { sectionsOf } from './elf-file.ts';
+import { IsfTypes } from './isf-types.ts';
+import type { TypeSource } from './types.ts';
+
+/**
+ * Reads a kernel's types from a file: a vmlinux with a .BTF section, bare BTF (as /sys/kernel/btf/vmlinux), or an ISF
+ * file of Volatility 3 (JSON, not compressed). It must be of exactly the kernel that runs in the guest. Throws a
+ * KvmiError with code E_TYPES_FILE when it is none of them.
+ */
+export function typesFromFile(path: string): TypeSource {
+  let file: Buffer;
+  try {
+    file = readFileSync(path);
+  } catch (error) {
+    throw invalid(path, messageOf(error));
+  }
+  if (file[0] === 0x7f) return new Btf(btfSection(path, file));
+  if (file.length > 2 && file.readUInt16LE(0) === 0xeb9f) return new Btf(file);
+  try {
+    return new IsfTypes(JSON.parse(file.toString('utf8')));
+  } catch (error) {
+    throw invalid(path, `it is neither ELF nor BTF nor JSON: ${messageOf(error)}`);
+  }
+}
+
+function btfSection(path: string, file: Buffer): Buffer {
+  const content = sectionsOf(file).find(({ name }) => name === '.BTF')?.content;
+  if (content === undefined) throw invalid(path, 'it has no section .BTF');
+  return content;
+}
+
+function invalid(path: string, why: string): KvmiError {
+  return new KvmiError('E_TYPES_FILE', `${path}: ${why}`, {
+    hint: 'Give a vmlinux file with BTF, a file copied from /sys/kernel/btf/vmlinux, or an ISF file (unpack .xz first).',
+  });
+}

@@ -1,0 +1,91 @@
+import { type Gpa, PAGE_SIZE, type PhysicalMemory } from '../machine/index.ts';
+import { type OnProgress, ramOf, scan } from './scan.ts';
+import type { Walk } from './walk.ts';
+
+/**
+ * What a kernel tells crash-dump tools about itself (Documentation/admin-guide/kdump/vmcoreinfo.rst): `KEY=VALUE`
+ * lines in a page of their own. Everything in it is the guest's word.
+ */
+export class Vmcoreinfo {
+  /** Where the page was found; 0 when the text came with a dump. */
+  readonly gpa: Gpa;
+  readonly lines: ReadonlyMap<string, string>;
+
+  constructor(text: string, gpa: Gpa = 0) {
+    this.gpa = gpa;
+    const lines = new Map<string, string>();
+    for (const line of text.split('\n')) {
+      const equals = line.indexOf('=');
+      if (equals > 0) lines.set(line.slice(0, equals), line.slice(equals + 1));
+    }
+    this.lines = lines;
+  }
+
+  /** As in `uname -r`. */
+  get release(): string {
+    return this.lines.get('OSRELEASE') ?? '';
+  }
+
+  /** Lower-case hexadecimal digits; undefined before Linux 5.9. */
+  get buildId(): string | undefined {
+    const id = this.lines.get('BUILD-ID');
+    return id !== undefined && /^[0-9a-f]{8,128}$/.test(id) ? id : undefined;
+  }
+
+  /** The run-time address of a symbol that is listed. */
+  symbol(name: string): bigint | undefined {
+    return parse(this.lines.get(`SYMBOL(${name})`), 16);
+  }
+
+  number(name: string): bigint | undefined {
+    return parse(this.lines.get(`NUMBER(${name})`), 10);
+  }
+
+  /** How far KASLR moved the kernel's virtual addresses. */
+  get kernelOffset(): bigint {
+    return parse(this.lines.get('KERNELOFFSET'), 16) ?? 0n;
+  }
+}
+
+function parse(text: string | undefined, base: 10 | 16): bigint | undefined {
+  const digits = base === 16 ? /^[0-9a-f]{1,16}$/ : /^-?[0-9]{1,20}$/;
+  if (text === undefined || !digits.test(text)) return undefined;
+  return BigInt(base === 16 ? `0x${text}` : text);
+}
+
+const START = Buffer.from('OSRELEASE=');
+
+/** All VMCOREINFO pages in `memory` that `accept` does not refuse; ends at the first one that it takes. */
+export function* findVmcoreinfo<T>(
+  memory: PhysicalMemory,
+  onProgress: OnProgress | undefined,
+  accept: (info: Vmcoreinfo) => Walk<T | undefined>,
+): Walk<T | undefined> {
+  const tried: Vmcoreinfo[] = [];
+  let from = 0;
+  for (;;) {
+    const ranges = ramOf(memory.regions)
+      .map(({ gpa, size }) => ({ gpa: Math.max(gpa, from), size: gpa + size - Math.max(gpa, from) }))
+      .filter((range) => range.size > 0);
+    const info = yield* scan(memory, ranges, { phase: 'VMCOREINFO', onProgress }, findPage);
+    if (info === undefined) return undefined;
+    const accepted = yield* accept(info);
+    if (accepted !== undefined) return accepted;
+    tried.push(info);
+    if (tried.length >= MAX_CANDIDATES) return undefined;
+    from = info.gpa + PAGE_SIZE;
+  }
+}
+
+/** Guests left by a reboot are rare; pages forged by a hostile guest may be many. */
+const MAX_CANDIDATES = 64;
+
+function findPage(bytes: Buffer, gpa: Gpa): Vmcoreinfo | undefined {
+  for (let at = 0; at + START.length <= bytes.length; at += PAGE_SIZE) {
+    if (bytes[at] !== 0x4f || bytes.compare(START, 0, START.length, at, at + START.length) !== 0) continue;
+    const end = bytes.indexOf(0, at);
+    const page = Math.min(at + PAGE_SIZE, bytes.length);
+    return new Vmcoreinfo(bytes.toString('latin1', at, end < 0 || end > page ? page : end), gpa + at);
+  }
+  return undefined;
+}

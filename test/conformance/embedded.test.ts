@@ -1,0 +1,5 @@
+import { embeddedSubject } from './embedded-subject.ts';
+import { conformance } from './suite.ts';
+
+conformance(embeddedSubject(1));
+conformance(embeddedSubject(2));

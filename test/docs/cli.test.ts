@@ -1,0 +1,63 @@
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { cliPage, errorsPage } from '../../scripts/cli-doc.ts';
+import { loadCommands } from '../../src/cli/commands/index.ts';
+import { ERROR_CODES } from '../../src/cli/error-codes.ts';
+
+const root = join(import.meta.dirname, '..', '..', '..');
+
+function page(name: string): string {
+  return readFileSync(join(root, 'docs', 'reference', name), 'utf8');
+}
+
+test('docs/reference/cli.md is what the commands say about themselves', async () => {
+  assert.equal(page('cli.md'), await cliPage(), 'run `npm run docs` and commit the result');
+});
+
+test('docs/reference/errors.md is what the table of codes says', () => {
+  assert.equal(page('errors.md'), errorsPage(), 'run `npm run docs` and commit the result');
+});
+
+/** Error codes in the source, with a file that has each. */
+function codesInSource(): Map<string, string> {
+  const found = new Map<string, string>();
+  for (const entry of readdirSync(join(root, 'src'), { recursive: true, encoding: 'utf8' })) {
+    if (!entry.endsWith('.ts') || entry.endsWith('.test.ts') || entry === 'cli/error-codes.ts') continue;
+    for (const [, code] of readFileSync(join(root, 'src', entry), 'utf8').matchAll(/'(E_[A-Z0-9_]+)'/g)) {
+      found.set(code!, entry);
+    }
+  }
+  return found;
+}
+
+test('every error code of the source is in the table of src/cli/error-codes.ts', () => {
+  const missing = [...codesInSource()].filter(([code]) => !Object.hasOwn(ERROR_CODES, code));
+  assert.deepEqual(missing, [], 'add its exit code, meaning and next step, then run `npm run docs`');
+});
+
+test('commands have at most three examples, each of which names the command', async () => {
+  for (const { name, examples } of await loadCommands()) {
+    assert.ok(examples.length >= 1 && examples.length <= 3, name);
+    for (const { command } of examples) assert.match(command, new RegExp(`kvmi ${name}\\b`), name);
+  }
+});
+
+test('names of options in the code are those of their flags', async () => {
+  for (const { name, options, columns } of await loadCommands()) {
+    for (const [key, { flags }] of Object.entries(options)) {
+      const long = /--([\w-]+)/
+        .exec(flags)?.[1]
+        ?.replace(/-(\w)/g, (_, letter: string) => letter.toUpperCase());
+      assert.equal(key, long, `${name} ${flags}`);
+    }
+    const names = columns.map((column) => column.name);
+    assert.equal(new Set(names).size, names.length, `${name}: column names are unique`);
+    if (columns.length > 0)
+      assert.ok(
+        columns.some((column) => column.key),
+        `${name} has a key`,
+      );
+  }
+});
