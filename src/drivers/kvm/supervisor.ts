@@ -30,6 +30,7 @@ export interface SupervisorOptions {
 /** A VM of which a request is being carried out, or that is hooked. */
 interface SupervisedVm {
   readonly file: VmFile;
+  readonly memory: ProcessMemory;
   readonly machine: Machine;
   introspection: Introspection;
   dialect: DialectName | undefined;
@@ -53,15 +54,15 @@ export class Supervisor {
 
   /** What the ioctl returns: 0 or more, a negative errno, or undefined when the kernel is to answer. */
   async answer(ioctl: InterceptedIoctl): Promise<number | undefined> {
-    const pid = processOf(ioctl.tid);
-    if (pid === undefined) return undefined;
-    const kind = kvmKind(pid, ioctl.fd);
+    const { tid, fd, request } = ioctl;
+    const kind = kvmKind(tid, fd);
     if (!kind) return undefined;
-    if (isCapabilityCheck(ioctl.request)) return this.#options.enabled ? 1 : undefined;
+    if (isCapabilityCheck(request)) return this.#options.enabled ? 1 : undefined;
     if (kind !== 'vm') return undefined;
-    if (isForeign(pid, ioctl.fd)) return -EIO;
     try {
-      return await this.#vmRequest(pid, ioctl);
+      const vm = this.#find(tid, fd) ?? this.#add(tid, fd);
+      if (!vm || !sameAddressSpace(vm.file.pid, tid)) return -EIO;
+      return await this.#carryOut(vm, ioctl);
     } catch (error) {
       // The caller is gone, or closed its descriptor meanwhile.
       if (error instanceof SystemError) return -error.errno;
@@ -69,28 +70,31 @@ export class Supervisor {
     }
   }
 
-  async #vmRequest(pid: number, { fd, request, argument }: InterceptedIoctl): Promise<number> {
-    const vm = this.#find(pid, fd) ?? this.#add(pid, fd);
+  async #carryOut(vm: SupervisedVm, { request, argument }: InterceptedIoctl): Promise<number> {
     this.#choose(vm, dialectOf(request, this.#options.dialect));
     vm.requests++;
     try {
-      return await vm.introspection.ioctl(request, readArgument(pid, argument, argumentSize(request)));
+      return await vm.introspection.ioctl(request, readArgument(vm.memory, argument, argumentSize(request)));
     } finally {
       vm.requests--;
       this.#settle(vm);
     }
   }
 
-  #find(pid: number, fd: number): SupervisedVm | undefined {
-    for (const vm of this.#vms) if (vm.file.is(pid, fd)) return vm;
+  #find(tid: number, fd: number): SupervisedVm | undefined {
+    for (const vm of this.#vms) if (vm.file.is(tid, fd)) return vm;
     return undefined;
   }
 
-  #add(pid: number, fd: number): SupervisedVm {
+  /** Undefined when the VM was created by another process. */
+  #add(tid: number, fd: number): SupervisedVm | undefined {
+    const pid = processOf(tid);
+    if (pid === undefined || isForeign(pid, fd)) return undefined;
     const file = new VmFile(pid, fd);
     const machine = this.#options.machine(file);
     const introspection = new Introspection(machine);
-    const vm: SupervisedVm = { file, machine, introspection, dialect: undefined, requests: 0 };
+    const memory = new ProcessMemory(pid);
+    const vm: SupervisedVm = { file, memory, machine, introspection, dialect: undefined, requests: 0 };
     this.#vms.add(vm);
     return vm;
   }
@@ -116,6 +120,7 @@ export class Supervisor {
     }
     if (!this.#vms.delete(vm)) return;
     void vm.machine.close();
+    vm.memory.close();
     vm.file.release();
     if (this.#vms.size > 0) return;
     clearInterval(this.#liveness);
@@ -144,15 +149,10 @@ export class Supervisor {
 }
 
 /** The bytes that a request's argument points to; undefined when they cannot be read. */
-function readArgument(pid: number, address: number, size: number): Uint8Array | undefined {
+function readArgument(memory: ProcessMemory, address: number, size: number): Uint8Array | undefined {
   if (size === 0) return undefined;
   const bytes = new Uint8Array(size);
-  const memory = new ProcessMemory(pid);
-  try {
-    return memory.read(address, bytes) ? bytes : undefined;
-  } finally {
-    memory.close();
-  }
+  return memory.read(address, bytes) ? bytes : undefined;
 }
 
 /** The socket behind a descriptor of the VMM: the VMM keeps its own. */
