@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict';
+import { execFile, spawnSync } from 'node:child_process';
+import { test } from 'node:test';
+import { promisify } from 'node:util';
+import { EXIT } from '../../src/cli/exit-codes.ts';
+import { symbolsOf } from '../kit/kernel-text.ts';
+import { KvmiProcess, kvmi } from '../kit/kvmi-process.ts';
+import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
+
+/* `kvmi gdb` as a user runs it, with Debian's GDB. */
+
+const whyNoGdb =
+  spawnSync('gdb', ['--version'], { stdio: 'ignore' }).status === 0 ? undefined : 'gdb is not installed';
+
+/** Runs GDB with the line that `kvmi gdb` printed, then other commands. */
+async function gdb(server: KvmiProcess, ...commands: string[]): Promise<string> {
+  await server.seen('stdout', /target remote .*\n/);
+  const lines = ['set pagination off', 'set confirm off', server.stdout.trim(), ...commands];
+  const args = ['-nx', '-batch', ...lines.flatMap((line) => ['-ex', line])];
+  const { stdout, stderr } = await promisify(execFile)('gdb', args, { timeout: 50_000 });
+  return stdout + stderr;
+}
+
+test('kvmi gdb: other hosts only when asked for', async () => {
+  const { code, stderr } = await kvmi(['gdb', 'embedded:', '--listen', 'tcp:0.0.0.0:0']);
+  assert.equal(code, EXIT.usage.code, stderr);
+  assert.match(stderr, /--remote/);
+});
+
+test('kvmi gdb over TCP, ended by the first GDB', { skip: whyNoGdb ?? false }, async () => {
+  const server = new KvmiProcess(['gdb', 'embedded:2', '--once', '--listen', 'tcp:127.0.0.1:0']);
+  const output = await gdb(server, 'info threads', 'detach');
+  assert.match(output, /vCPU 1/, output);
+  assert.equal((await server.ended).code, EXIT.ok.code);
+});
+
+test('kvmi gdb on a Linux guest', { skip: whyNoGdb ?? whyNoLinuxGuest() ?? false }, async () => {
+  const vm = await LinuxGuest.boot({ smp: 2 });
+  try {
+    const symbols = await symbolsOf(vm, ['linux_banner', '__x64_sys_write']);
+    const address = (name: string): string => `0x${symbols[name]!.toString(16)}`;
+    const server = new KvmiProcess(['gdb', `qemu:${vm.qmp}`, '--once']);
+    const entry = address('__x64_sys_write');
+    const output = await gdb(
+      server,
+      `x/s ${address('linux_banner')}`,
+      `break *${entry}`,
+      'continue',
+      'printf "hit=%lx\\n", $rip',
+      'stepi',
+      'printf "stepped=%lx\\n", $rip',
+      'info registers cr3 gs_base',
+      'continue',
+      'printf "again=%lx\\n", $rip',
+      'detach',
+    );
+    assert.match(output, /Linux version /, output);
+    assert.match(output, new RegExp(`hit=${entry.slice(2)}\n`), output);
+    const stepped = BigInt(`0x${/stepped=(\w+)/.exec(output)?.[1] ?? '0'}`);
+    assert.notEqual(stepped, symbols.__x64_sys_write, output);
+    assert.match(output, /cr3\s+0x/, output);
+    assert.match(output, new RegExp(`again=${entry.slice(2)}\n`), output);
+    assert.equal((await server.ended).code, EXIT.ok.code, server.stderr);
+    await vm.nextTicks(3, 30_000);
+    assert.equal(await vm.run('echo alive'), 'alive\n');
+  } finally {
+    await vm.kill();
+  }
+});
