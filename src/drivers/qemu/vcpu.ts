@@ -1,3 +1,4 @@
+import { regsOf } from '../../abi/state.ts';
 import { kvmRegs } from '../../abi/x86.ts';
 import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
@@ -36,9 +37,11 @@ export class QemuVcpu implements Vcpu {
   }
 
   async readState(into: Uint8Array): Promise<void> {
-    const { encounter } = this.#hold();
+    const hold = this.#hold();
     (await this.#state()).writeBlock(into);
-    encounter?.present?.(into);
+    hold.encounter?.present?.(into);
+    // what was written takes effect when the vCPU goes on, but is its state from now on
+    if (hold.registers) regsOf(into).set(hold.registers);
   }
 
   writeRegisters(regs: Uint8Array): void {

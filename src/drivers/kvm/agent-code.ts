@@ -1,0 +1,52 @@
+/** The machine code of agent.S, which says what it does. */
+export const AGENT_CODE: Uint8Array = Buffer.from(
+  [
+    '8bbb4402000085ff7813488d93000c0000bec6ae8841b8100000000f05488d9320010000be9bae48408b7b20b8100000',
+    '000f0531d2be80ae00008b7b20b8100000000f05488943084885c0755c488b4b188b490883f93f7750488b4310480fa3',
+    'c87346488d93b8010000be88ae08c08b7b20b8100000000f05c70300000000ff43048b7b288b7324ba17000000b8ea00',
+    '00000f058b0383f801749883f8020f845cffffffe9bc0000008bbb4402000085ff7813488d93880d0000bec6ae8841b8',
+    '100000000f05488d9368010000be9bae48408b7b20b8100000000f05c70300000000ff43048b7b288b7324ba17000000',
+    'b8ea0000000f058b0383f8010f8431ffffff83f8020f84f5feffff488b430848898390000000488383c000000002e9b9',
+    '0000004c8da300040000448b6b2c498b0424498b7c2408498b742410498b5424184d8b5424204d8b4424284d8b4c2430',
+    '0f0549894424384983c44041ffcd75cee914ffffff837b20007871488b4b188379081e75348b412c898360020000488b',
+    '413048898368020000c7835802000001000000488d9358020000be89ae08408b7b20b8100000000f058bbb4002000085',
+    'ff7813488d93880d0000bec6ae8841b8100000000f05488d9368010000be9bae48408b7b20b8100000000f05bf020000',
+    '00488d733031d241ba08000000b80e0000000f054c8b7b404c8b73484c8b6b504c8b6358488b6b604c8b5b704c8b5378',
+    '4c8b8b800000004c8b8388000000488b8390000000488b8b98000000488b93a0000000488bb3a8000000488bbbb00000',
+    '00488da3c0000000488b5b6848cf',
+  ].join(''),
+  'hex',
+);
+
+/** Offsets of its labels. */
+export const AGENT_ENTRY = { run: 0x00, call: 0x123 } as const;
+
+/** Offsets in a slot, as in agent.S. */
+export const SLOT = {
+  command: 0,
+  posted: 4,
+  result: 8,
+  exitMask: 16,
+  runPage: 24,
+  vcpuFd: 32,
+  tid: 36,
+  pid: 40,
+  count: 44,
+  signalMask: 48,
+  regs: 64,
+  debugOn: 288,
+  debugOff: 360,
+  msrs: 440,
+  vmFd: 576,
+  switchFd: 580,
+  calls: 1024,
+  filterOn: 3072,
+  filterOff: 3464,
+  filterBitmap: 3856,
+} as const;
+
+/** Values of `command`. */
+export const COMMAND = { none: 0, again: 1, run: 2 } as const;
+/** Entries of the table of calls, 64 bytes each: number, six arguments, result. */
+export const CALL_LIMIT = 32;
+export const CALL_SIZE = 64;

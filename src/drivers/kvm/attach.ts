@@ -1,0 +1,83 @@
+import { KvmiError } from '../../error.ts';
+import { kvmCapabilities } from './capabilities.ts';
+import { kvmFlavour } from './flavour.ts';
+import { KvmMachine } from './machine.ts';
+import type { Memslot } from './memslots.ts';
+import { kvmDescriptors, statusNumber } from './proc.ts';
+import { VmFile } from './vm-file.ts';
+import { kernel } from './vmm.ts';
+
+export interface AttachOptions {
+  readonly pid: number;
+  /** Which VM of the process, by its descriptor there. Needed only when it has several. */
+  readonly vm?: number;
+  /** See {@link MachineSafety}. */
+  readonly unsafe?: boolean;
+}
+
+/** Whether things may be armed that can outlive this process when it is killed. */
+export interface MachineSafety {
+  /**
+   * MSR traps on a VM with several vCPUs. A guard process takes them back a few milliseconds after this one was killed;
+   * a VMM whose guest writes to a trapped MSR before that may fail (QEMU aborts). Default false: not available.
+   */
+  readonly unsafe?: boolean;
+}
+
+/** The memory slots of a VM as the kernel has them. */
+export function kernelMemslots(vm: VmFile): readonly Memslot[] {
+  const view = kernel();
+  if (typeof view === 'string') {
+    throw new KvmiError('E_NO_MEMSLOTS', `the VM's memory cannot be found in its VMM: ${view}`, {
+      hint: 'Run as root on a kernel with BTF, or start the VMM with kvmi run.',
+    });
+  }
+  return view.memslots(vm.held);
+}
+
+/** A machine for a VM descriptor that is held. */
+export function machineOf(
+  file: VmFile,
+  { unsafe = false, liftFilters = false }: MachineSafety & { readonly liftFilters?: boolean } = {},
+): KvmMachine {
+  const capabilities = kvmCapabilities(kvmFlavour());
+  return new KvmMachine(file, { capabilities, unsafe, liftFilters, memslots: kernelMemslots });
+}
+
+/**
+ * The VM of a VMM that runs already.
+ *
+ * This thread traces the VMM's vCPU threads from the machine's `attach` to its `detach`; nothing else in the process
+ * may wait for them. Only the main thread can do it.
+ *
+ * @throws KvmiError with code E_NO_VM, E_AMBIGUOUS, E_OWN_CHILD, E_PERMISSION or E_NO_FFI.
+ */
+export function attachKvm({ pid, vm, unsafe = false }: AttachOptions): KvmMachine {
+  if (statusNumber(pid, 'PPid') === process.pid) {
+    throw new KvmiError('E_OWN_CHILD', `process ${pid} was started by this one`, {
+      hint: 'Node.js waits for its own children and would take their stops. Start the VMM from a shell, or with kvmi run.',
+    });
+  }
+  const { vms } = kvmDescriptors(pid);
+  const fd = vm ?? vms[0];
+  if (fd === undefined || !vms.includes(fd)) {
+    throw new KvmiError(
+      'E_NO_VM',
+      `process ${pid} has no VM${vm === undefined ? '' : ` with descriptor ${vm}`}`,
+      {
+        hint: "kvmi list shows the VMs of this host. Other users' processes can only be seen by root.",
+      },
+    );
+  }
+  if (vm === undefined && vms.length > 1) {
+    throw new KvmiError(
+      'E_AMBIGUOUS',
+      `process ${pid} has ${vms.length} VMs: descriptors ${vms.join(', ')}`,
+      {
+        hint: 'Name one of the descriptors.',
+        data: { vms },
+      },
+    );
+  }
+  return machineOf(new VmFile(pid, fd), { unsafe, liftFilters: true });
+}

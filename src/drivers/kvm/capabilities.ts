@@ -1,0 +1,43 @@
+import {
+  CAPABILITY_NAMES,
+  type Capabilities,
+  type CapabilityName,
+  type Support,
+} from '../../machine/index.ts';
+
+/** How the processor's virtualization is driven on this host. */
+export type Flavour = 'vmx' | 'svm' | 'pvm' | 'unknown';
+
+const NO_EXIT =
+  'stock KVM handles it without leaving the guest to user space; set a breakpoint on the instruction, or single-step';
+
+const ABSENT: { readonly [N in CapabilityName]?: string } = {
+  cr: `control registers: ${NO_EXIT}`,
+  xsetbv: `XSETBV: ${NO_EXIT}`,
+  descriptor: `descriptor tables: ${NO_EXIT}`,
+  hypercall: `hypercalls: ${NO_EXIT}`,
+  'cpuid-event': `CPUID: ${NO_EXIT}`,
+  'page-read':
+    'taking a page away from the VMM cannot be undone safely when this process is killed; only writes are trapped',
+  'page-execute':
+    'taking a page away from the VMM cannot be undone safely when this process is killed; only writes are trapped',
+  views: 'stock KVM has one view of guest memory',
+  'sub-page': 'stock KVM does not expose sub-page permissions',
+  'virtualization-exception': 'stock KVM does not expose it',
+  frames: 'memory slots belong to the VMM',
+  'pre-unhook': 'only the device manager knows when it is about to take the machine away',
+};
+
+const ABSENT_ON_PVM: typeof ABSENT = {
+  breakpoint: 'the PVM flavour of KVM cannot intercept int3 (it reports an internal error)',
+};
+
+/** What a VM on stock KVM can do on this host. */
+export function kvmCapabilities(flavour: Flavour): Capabilities {
+  const absent = flavour === 'pvm' ? { ...ABSENT, ...ABSENT_ON_PVM } : ABSENT;
+  const support = (name: CapabilityName): Support => absent[name] ?? true;
+  return Object.fromEntries(CAPABILITY_NAMES.map((name) => [name, support(name)])) as Record<
+    CapabilityName,
+    Support
+  >;
+}

@@ -1,0 +1,164 @@
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { Socket } from 'node:net';
+import { getU16, putU16, putU32 } from '../../abi/bytes.ts';
+import { POLL } from '../../abi/linux.ts';
+import { libc } from './libc.ts';
+
+/** How long one wait lasts at most, in ms: timers of the event loop may be this late. */
+const SLICE_MS = 10;
+const POLLFD_SIZE = 8;
+
+/** A descriptor that the pump waits for. */
+export interface Watch {
+  /** POLL bits to wait for; 0 waits for errors only. */
+  events: number;
+  stop(): void;
+}
+
+interface Entry {
+  readonly fd: number;
+  readonly ready: (events: number) => void;
+  events: number;
+}
+
+/**
+ * Waits for descriptors that Node.js cannot watch (seccomp listeners, userfaultfd, sockets shared with a VMM,
+ * stops of traced threads) on the main thread, without another one in between.
+ *
+ * While something is watched, the thread waits in poll(2) instead of in the event loop. The event loop's own
+ * epoll descriptor is among those waited for, so it gets its turn as soon as it has something to do.
+ */
+export class Pump {
+  readonly #entries = new Set<Entry>();
+  readonly #afterWait = new Set<() => void>();
+  #fds = new Uint8Array(16 * POLLFD_SIZE);
+  #list: Entry[] = [];
+  #running = false;
+  #loopFd: number | undefined;
+
+  /** Calls `ready` with the POLL bits that are set whenever any is. */
+  watch(fd: number, events: number, ready: (events: number) => void): Watch {
+    const entry: Entry = { fd, events, ready };
+    this.#entries.add(entry);
+    this.#start();
+    const entries = this.#entries;
+    return {
+      get events() {
+        return entry.events;
+      },
+      set events(value) {
+        entry.events = value;
+      },
+      stop() {
+        entries.delete(entry);
+      },
+    };
+  }
+
+  /** Calls `check` after every wait, whatever ended it. Returns the function that takes it back. */
+  everyWait(check: () => void): () => void {
+    this.#afterWait.add(check);
+    this.#start();
+    return () => {
+      this.#afterWait.delete(check);
+    };
+  }
+
+  #start(): void {
+    if (this.#running) return;
+    this.#running = true;
+    process.on('SIGCHLD', this.#check);
+    setImmediate(this.#turn);
+  }
+
+  readonly #turn = (): void => {
+    if (this.#entries.size === 0 && this.#afterWait.size === 0) {
+      this.#running = false;
+      process.off('SIGCHLD', this.#check);
+      return;
+    }
+    // Rearmed first: what a handler throws must not end the pump.
+    setImmediate(this.#turn);
+    this.#wait();
+  };
+
+  #wait(): void {
+    if (this.#loopFd === undefined) {
+      this.#loopFd = -1;
+      findLoopDescriptor((fd) => {
+        this.#loopFd = fd;
+      });
+    }
+    const list = this.#fill();
+    const timeout = this.#loopFd < 0 ? 1 : SLICE_MS;
+    const count = libc().poll(this.#fds, list.length + 1, timeout);
+    if (count > 0) {
+      for (let i = 0; i < list.length; i++) {
+        const events = getU16(this.#fds, i * POLLFD_SIZE + 6);
+        const entry = list[i]!;
+        if (events !== 0 && this.#entries.has(entry)) entry.ready(events);
+      }
+    }
+    this.#check();
+  }
+
+  /** Also when the event loop takes SIGCHLD between two waits: the next one would not be woken by it. */
+  readonly #check = (): void => {
+    for (const check of this.#afterWait) check();
+  };
+
+  #fill(): Entry[] {
+    const list = this.#list;
+    list.length = 0;
+    for (const entry of this.#entries) list.push(entry);
+    const size = (list.length + 1) * POLLFD_SIZE;
+    if (this.#fds.length < size) this.#fds = new Uint8Array(size * 2);
+    for (let i = 0; i < list.length; i++) this.#put(i, list[i]!.fd, list[i]!.events);
+    this.#put(list.length, this.#loopFd ?? -1, POLL.IN);
+    return list;
+  }
+
+  #put(index: number, fd: number, events: number): void {
+    const at = index * POLLFD_SIZE;
+    putU32(this.#fds, at, fd);
+    putU16(this.#fds, at + 4, events);
+    putU16(this.#fds, at + 6, 0);
+  }
+}
+
+function ignore(): void {}
+
+/** Finds the epoll descriptor of the event loop: the one that watches a pipe which only this loop knows. */
+function findLoopDescriptor(found: (fd: number) => void): void {
+  const ends = new Int32Array(2);
+  const { pipe2, close } = libc();
+  const O_CLOEXEC = 0x80000;
+  if (pipe2(new Uint8Array(ends.buffer), O_CLOEXEC) < 0) return;
+  const [read, write] = ends as unknown as [number, number];
+  const probe = new Socket({ fd: read, readable: true, writable: false });
+  probe.on('error', ignore);
+  probe.resume();
+  setImmediate(() =>
+    setImmediate(() => {
+      const fd = readdirSync('/proc/self/fd')
+        .map(Number)
+        .find((fd) => watches(fd, read));
+      probe.destroy();
+      close(write);
+      if (fd !== undefined) found(fd);
+    }),
+  );
+}
+
+function watches(fd: number, target: number): boolean {
+  try {
+    if (readlinkSync(`/proc/self/fd/${fd}`) !== 'anon_inode:[eventpoll]') return false;
+    const info = readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1');
+    return info.split('\n').some((line) => /^tfd:\s+(\d+)/.exec(line)?.[1] === String(target));
+  } catch {
+    return false;
+  }
+}
+
+/** The pump of this process. */
+export const pump = new Pump();

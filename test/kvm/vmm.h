@@ -1,0 +1,120 @@
+#pragma GCC diagnostic ignored "-Wunused-function"
+
+/* What the small device managers of these tests have in common. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct introspection_hook {
+	int32_t fd;
+	uint32_t padding;
+	uint8_t uuid[16];
+};
+struct introspection_feature {
+	uint32_t allow;
+	int32_t id;
+};
+
+/* Exits with this code when the kernel knows nothing of the request. */
+#define NOT_SUPPORTED 3
+/* Exits with this code when introspection is turned off. */
+#define DISABLED 4
+
+static unsigned long HOOK, UNHOOK, COMMAND, EVENT, PREUNHOOK;
+
+static void use_series(const char *series)
+{
+	int base = strcmp(series, "v9") == 0 ? 0xc3 : 0xc8;
+	HOOK = _IOW(KVMIO, base, struct introspection_hook);
+	UNHOOK = _IO(KVMIO, base + 1);
+	COMMAND = _IOW(KVMIO, base + 2, struct introspection_feature);
+	EVENT = _IOW(KVMIO, base + 3, struct introspection_feature);
+	PREUNHOOK = _IO(KVMIO, base + 4);
+}
+
+/* 0 or a negative errno. */
+static int request(int fd, unsigned long number, const void *argument)
+{
+	return ioctl(fd, number, argument) < 0 ? -errno : 0;
+}
+
+static int hook(int vm, int fd, uint32_t padding)
+{
+	struct introspection_hook argument = { .fd = fd, .padding = padding, .uuid = "kvmi test vm" };
+	return request(vm, HOOK, &argument);
+}
+
+static int feature(int vm, unsigned long number, uint32_t allow, int32_t id)
+{
+	struct introspection_feature argument = { .allow = allow, .id = id };
+	return request(vm, number, &argument);
+}
+
+static int failures;
+
+static void expect(const char *what, int got, int wanted)
+{
+	if (got == wanted)
+		return;
+	failures++;
+	printf("%s: %d (%s), expected %d\n", what, got, strerror(-got), wanted);
+}
+
+static int checked(const char *what, int result)
+{
+	if (result >= 0)
+		return result;
+	perror(what);
+	exit(1);
+}
+
+static int new_vm(void)
+{
+	int kvm = checked("/dev/kvm", open("/dev/kvm", O_RDWR | O_CLOEXEC));
+	return checked("KVM_CREATE_VM", ioctl(kvm, KVM_CREATE_VM, 0));
+}
+
+/* A pair of connected sockets: [0] is hooked, [1] is the tool's. */
+static void socket_pair(int sockets[2])
+{
+	checked("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
+}
+
+/* Whether the other end hung up within two seconds. */
+static int hung_up(int fd)
+{
+	struct timeval two_seconds = { .tv_sec = 2 };
+	char byte;
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &two_seconds, sizeof(two_seconds));
+	return recv(fd, &byte, 1, 0) == 0;
+}
+
+/* GET_VERSION on the tool's end: the version, or a negative number. */
+static int get_version(int fd, int id)
+{
+	uint16_t message[4] = { (uint16_t)id, 0, 1, 0 };
+	struct {
+		uint16_t id, size;
+		uint32_t seq;
+		int32_t err;
+		uint32_t padding, version;
+		uint8_t rest[64];
+	} reply;
+	struct timeval two_seconds = { .tv_sec = 2 };
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &two_seconds, sizeof(two_seconds));
+	if (send(fd, message, sizeof(message), 0) != sizeof(message))
+		return -1;
+	ssize_t size = recv(fd, &reply, sizeof(reply), 0);
+	return size >= 20 && reply.err == 0 ? (int)reply.version : -1;
+}
