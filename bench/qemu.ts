@@ -12,6 +12,7 @@ const BULK = 128 << 20;
 const CHUNK = 1 << 20;
 const HOOKS = 15;
 const HITS = 6;
+const KILLS = 10;
 const FUNCTION = '__x64_sys_getuid';
 
 /** Milliseconds that `run` takes: the middle one of some runs. */
@@ -96,6 +97,32 @@ async function breakpointCost(vm: LinuxGuest): Promise<Measurement[]> {
   ];
 }
 
+/** How long a guest stands still when the host side is killed while everything is stopped for it. */
+async function afterKill(vm: LinuxGuest): Promise<Measurement> {
+  const times: number[] = [];
+  const symbols = await symbolsOf(vm, [FUNCTION]);
+  const gva = `0x${symbols[FUNCTION]!.toString(16)}`;
+  const socket = `unix:${vm.directory}/kill.sock`;
+  const tool = await startChild('test/end-to-end/tool-process.js', [socket, gva], 'listening');
+  for (let i = 0; i < KILLS; i++) {
+    const host = await startChild('test/end-to-end/host-process.js', [vm.qmp, socket], 'serving');
+    await new Promise((resolve) => setTimeout(resolve, 300 + 37 * i));
+    const start = performance.now();
+    host.kill('SIGKILL');
+    while (!((await vm.monitor.execute('query-status')) as { running: boolean }).running);
+    await vm.nextTicks(1);
+    times.push(performance.now() - start);
+  }
+  tool.kill('SIGKILL');
+  const worst = Math.max(...times);
+  return {
+    name: `guest's clock ticks after the host side is killed, worst of ${KILLS}`,
+    value: worst,
+    unit: 'ms',
+    against: { what: 'of 1 s', ratio: worst / 1000, budget: '<= 1' },
+  };
+}
+
 /** A Debian guest in QEMU (TCG, two vCPUs). */
 export const qemuSuite: Suite = {
   name: 'qemu',
@@ -113,6 +140,7 @@ export const qemuSuite: Suite = {
         await machine.close();
         if (backend === 'private') continue;
         results.push(await hookCost(vm));
+        results.push(await afterKill(vm));
         results.push(...(await breakpointCost(vm)));
         results.push(
           ...(await roundTrips('qemu', (socket) =>

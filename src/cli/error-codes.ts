@@ -24,6 +24,16 @@ export const ERROR_CODES = {
     meaning: 'A socket address is not `unix:PATH`, `tcp:HOST:PORT` or `vsock:CID:PORT`.',
     next: 'Write it in one of these forms; an IPv6 host goes in brackets: `tcp:[::1]:4321`.',
   },
+  E_AGAIN: {
+    exit: 'error',
+    meaning: 'Something changes faster than it can be read, or cannot be done at this moment.',
+    next: 'Try again.',
+  },
+  E_AMBIGUOUS: {
+    exit: 'noSuchVm',
+    meaning: 'A process runs more than one VM.',
+    next: 'Name one of the descriptors that the message lists.',
+  },
   E_AMBIGUOUS_VM: {
     exit: 'noSuchVm',
     meaning: 'More than one VM fits.',
@@ -65,15 +75,20 @@ export const ERROR_CODES = {
     meaning: 'There is no connection to the address.',
     next: 'Start the program that listens there first, and check the path, port and rights.',
   },
+  E_COOKIE: {
+    exit: 'peer',
+    meaning: 'A TCP address was given without a cookie: anybody could be at the other end.',
+    next: 'Give both ends the same secret (`--cookie-file`), or use `unix:PATH`.',
+  },
   E_COOKIE_FILE: {
     exit: 'permission',
     meaning: 'The cookie file cannot be read, is empty, or others than its owner may read it.',
     next: 'Make it private: `chmod 600 FILE`.',
   },
-  E_COOKIE: {
-    exit: 'peer',
-    meaning: 'A TCP address was given without a cookie: anybody could be at the other end.',
-    next: 'Give both ends the same secret (`--cookie-file`), or use `unix:PATH`.',
+  E_CPUID: {
+    exit: 'error',
+    meaning: 'The CPUID leaves of a vCPU cannot be read now.',
+    next: 'Try again when the guest runs; the message has the reason.',
   },
   E_DETACH: {
     exit: 'error',
@@ -142,6 +157,12 @@ export const ERROR_CODES = {
     meaning: 'The machine was shut down.',
     next: CHECK_VM,
   },
+  E_GUARD: {
+    exit: 'error',
+    meaning:
+      'The guard process, which cleans up if this one is killed, could not be started. Nothing was armed.',
+    next: 'See whether processes can be started on this host: limits, memory.',
+  },
   E_GUEST_MEMORY: {
     exit: 'error',
     meaning: 'Something in guest memory that is needed is not mapped or cannot be written.',
@@ -182,6 +203,16 @@ export const ERROR_CODES = {
     meaning: "The kernel's symbol table does not make sense.",
     next: 'Try again when the guest has booted.',
   },
+  E_LAUNCH: {
+    exit: 'error',
+    meaning: 'A program could not be started under introspection.',
+    next: 'See whether it starts without kvmi.',
+  },
+  E_LIBVIRT: {
+    exit: 'peer',
+    meaning: 'libvirt, or the virsh program, could not be used to reach a domain.',
+    next: 'Install libvirt-clients; see `virsh list`. LIBVIRT_DEFAULT_URI chooses the connection.',
+  },
   E_LIMIT: {
     exit: 'error',
     meaning: 'More was asked for than there can be.',
@@ -207,10 +238,30 @@ export const ERROR_CODES = {
     meaning: 'The command changes the guest and was not told that it may.',
     next: 'Add the `--allow-…` option that the message names.',
   },
+  E_NOT_BACKED: {
+    exit: 'error',
+    meaning: 'There is no memory, or no mapping, at an address.',
+    next: '`kvmi info VM` shows the memory map.',
+  },
+  E_NOT_DELIVERED: {
+    exit: 'error',
+    meaning: 'An exception cannot be delivered to the guest.',
+    next: 'The message says what prevents it.',
+  },
+  E_NOT_FOUND: {
+    exit: 'usage',
+    meaning: 'There is no such program.',
+    next: 'Give its path, or add its folder to PATH.',
+  },
   E_NOT_HOOKABLE: {
     exit: 'unsupported',
     meaning: 'The VM was found, but there is no way into it.',
     next: 'The message says what is missing; for QEMU it is a QMP socket: `-qmp unix:PATH,server=on,wait=off`.',
+  },
+  E_NOT_IN_DIALECT: {
+    exit: 'unsupported',
+    meaning: 'The dialect in use has no such command, event or action.',
+    next: 'Use another `--dialect`; docs/reference/protocol.md lists what each one has.',
   },
   E_NOT_MAPPED: {
     exit: 'error',
@@ -222,10 +273,40 @@ export const ERROR_CODES = {
     meaning: 'The guest has not started this vCPU yet: it has no state to look at.',
     next: 'Choose another vCPU, or wait until the guest has booted.',
   },
+  E_NO_BPF: {
+    exit: 'unsupported',
+    meaning: 'The kernel of this host refuses BPF.',
+    next: 'It needs Linux 5.14 or newer and root, or CAP_BPF and CAP_PERFMON.',
+  },
+  E_NO_BTF: {
+    exit: 'unsupported',
+    meaning: 'The kernel of this host has no type information (BTF).',
+    next: 'It needs a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build it.',
+  },
+  E_NO_FFI: {
+    exit: 'unsupported',
+    meaning: 'System calls are not available to this program: koffi is missing or does not fit.',
+    next: '`npm install koffi`, on Linux x86-64 with glibc.',
+  },
   E_NO_LINUX: {
     exit: 'unknownOs',
     meaning: 'No Linux kernel was found in guest memory.',
     next: 'Try again when the guest has booted. Guests without Linux have no symbols, processes and files here.',
+  },
+  E_NO_MACHINE: {
+    exit: 'noSuchVm',
+    meaning: 'A process is no VM, or one that cannot be hooked.',
+    next: '`kvmi list` shows what was found and why some cannot be hooked.',
+  },
+  E_NO_MEMORY: {
+    exit: 'error',
+    meaning: 'More was to be armed at once than the host can hold.',
+    next: 'Arm fewer; the message names the limit.',
+  },
+  E_NO_MEMSLOTS: {
+    exit: 'error',
+    meaning: 'The memory of a VM was not found in its VMM.',
+    next: 'Run as root on a kernel with BTF; the message says which way failed and why.',
   },
   E_NO_TYPES: {
     exit: 'unknownOs',
@@ -235,17 +316,17 @@ export const ERROR_CODES = {
   E_NO_VM: {
     exit: 'noSuchVm',
     meaning: 'There is no such VM.',
-    next: '`kvmi list` shows what was found; others are reached by their QMP socket: `qemu:PATH`.',
+    next: '`kvmi list` shows what was found; others are reached by `qemu:PATH` or `libvirt:DOMAIN`.',
   },
-  E_NOT_BACKED: {
+  E_OWN_CHILD: {
     exit: 'error',
-    meaning: 'There is no memory, or no mapping, at an address.',
-    next: '`kvmi info VM` shows the memory map.',
+    meaning: 'A VMM that this very program has started cannot be attached to.',
+    next: 'Start the VMM from a shell.',
   },
-  E_NOT_IN_DIALECT: {
-    exit: 'unsupported',
-    meaning: 'The dialect in use has no such command, event or action.',
-    next: 'Use another `--dialect`; docs/reference/protocol.md lists what each one has.',
+  E_PERMISSION: {
+    exit: 'permission',
+    meaning: 'A process may not be traced.',
+    next: 'Run as root or with CAP_SYS_PTRACE, and detach other debuggers; `kvmi doctor` tells more.',
   },
   E_PROTOCOL: {
     exit: 'peer',
@@ -266,11 +347,6 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'The state that QEMU saves was not understood.',
     next: RUN_AGAIN,
-  },
-  E_QEMU_STUCK: {
-    exit: 'timeout',
-    meaning: 'QEMU did not stop its vCPUs in time.',
-    next: 'See whether the VM is under heavy load or its host is; try again.',
   },
   E_QEMU_TARGET: {
     exit: 'unsupported',
@@ -308,6 +384,11 @@ export const ERROR_CODES = {
     meaning: 'The host side answered a command with an error number.',
     next: 'docs/reference/protocol.md says what the number means for the command.',
   },
+  E_RUNNING: {
+    exit: 'error',
+    meaning: 'A program asked for the state of a vCPU that is not stopped.',
+    next: 'Pause it first.',
+  },
   E_STEP: {
     exit: 'error',
     meaning: 'A vCPU did not get past an instruction by single-stepping.',
@@ -318,10 +399,20 @@ export const ERROR_CODES = {
     meaning: 'The kernel has no symbol of that name.',
     next: 'Symbols of data need CONFIG_KALLSYMS_ALL; some exist only in some versions or configurations.',
   },
+  E_SYSTEM: {
+    exit: 'error',
+    meaning: 'A system call failed.',
+    next: 'The message has the call and the error.',
+  },
   E_TIMEOUT: {
     exit: 'timeout',
     meaning: 'Something did not happen in time.',
     next: 'Resume the VM when it is stopped; give more time with `--timeout`.',
+  },
+  E_TRACE: {
+    exit: 'error',
+    meaning: 'A traced thread did something that was not expected while a system call was carried out in it.',
+    next: 'Try again; when it stays, report it with the output of `-vv`.',
   },
   E_TYPE: {
     exit: 'error',
@@ -347,6 +438,11 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'A program asked a vCPU for its state while it was in the guest.',
     next: 'Ask inside a stop or a request.',
+  },
+  E_VMLINUX: {
+    exit: 'error',
+    meaning: 'A vmlinux file does not fit the kernel of the guest.',
+    next: 'Give the uncompressed vmlinux of exactly that kernel.',
   },
 } as const satisfies Readonly<Record<string, ErrorCode>>;
 

@@ -439,6 +439,9 @@ export function noField<S extends StructName>(name: S, field: FieldName<S>): Kvm
   });
 }
 
+/** No structure that is used is nearly as large; damaged types would make each read one of megabytes. */
+const MAX_STRUCT = 256 << 10;
+
 function resolve(name: StructName, types: TypeSource | undefined): StructLayout {
   const [structs, table] = LAYOUT[name] as readonly [Names, Readonly<Record<string, Names>>];
   const type = namesOf(structs).find((candidate) => types?.find(candidate)) ?? namesOf(structs)[0]!;
@@ -449,7 +452,7 @@ function resolve(name: StructName, types: TypeSource | undefined): StructLayout 
   for (const [field, paths] of Object.entries(table)) {
     for (const path of namesOf(paths)) {
       const found = struct && fieldOf(struct, path);
-      if (found === undefined) continue;
+      if (found === undefined || found.offset + found.size > MAX_STRUCT) continue;
       fields[field] = found;
       start = Math.min(start, found.offset);
       end = Math.max(end, found.offset + found.size);

@@ -410,6 +410,41 @@ test('a vCPU that starts later reports breakpoints from its first instruction', 
   await vm.stop();
 });
 
+test('code that the guest rewrote under a lost breakpoint is what a new one restores', async () => {
+  const vm = await ToyVm.start();
+  loop(vm, CODE.count);
+  let rewrite = true;
+  const first = await vm.guest.breakpoints.set(TARGET, () => {
+    if (rewrite) vm.load(START, CODE.nop, CODE.nop);
+    rewrite = false;
+  });
+  vm.run(START);
+  await vm.until('the rewrite', () => !rewrite && counted(vm) > 10);
+  const second = await vm.guest.breakpoints.set(TARGET, () => {});
+  await vm.until('hits', () => second.hits > 3 && first.hits > 3);
+  await Promise.all([first.remove(), second.remove()]);
+  assert.deepEqual([...vm.memory.slice(START, START + 2)], [0x90, 0x90]);
+  await vm.stop();
+});
+
+test('what is turned on for a vCPU that was not started is on when it starts, unless it was turned off', async () => {
+  const vm = await ToyVm.start({ vcpus: 2 });
+  loop(vm, CODE.nop);
+  vm.vcpus[1]!.started = false;
+  await vm.guest.enable('HYPERCALL');
+  await vm.guest.enable('CR');
+  await vm.guest.disable('CR');
+  const id = (name: 'HYPERCALL' | 'CR') => vm.host.dialect.event(name)!.id;
+  assert.deepEqual([...vm.vcpus[0]!.enabled], [id('HYPERCALL')]);
+  assert.deepEqual([...vm.vcpus[1]!.enabled], []);
+  vm.run(START);
+  vm.vcpus[1]!.started = true;
+  await vm.until('progress', () => vm.vcpus[1]!.counted > 3);
+  assert.deepEqual([...vm.vcpus[1]!.enabled], [id('HYPERCALL')]);
+  assert.deepEqual(vm.errors, []);
+  await vm.stop();
+});
+
 test('dialect v7: a vCPU that is created reports breakpoints from its first instruction', async () => {
   const vm = await ToyVm.start({ dialect: 'v7', vcpus: 1 });
   loop(vm, CODE.nop5);

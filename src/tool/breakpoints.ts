@@ -1,8 +1,6 @@
-import { KVM_ERRNO } from '../abi/errno.ts';
 import { type Awaitable, attempt, forEachThen, isPending } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
 import type { Gpa, Gva } from '../machine/index.ts';
-import { ReplyError } from '../wire/index.ts';
 import { BreakpointSite, INT3 } from './breakpoint-site.ts';
 import type { GuestEvent } from './event.ts';
 import type { Guest } from './guest.ts';
@@ -69,7 +67,8 @@ export class Breakpoint {
  * ```
  *
  * The byte is found by its guest-physical address: a breakpoint in shared code is hit by every process that runs it.
- * A guest that rewrites its own code at that very byte removes the breakpoint, which goes unnoticed.
+ * A guest that rewrites its own code at that very byte removes the breakpoint, which goes unnoticed. Reading guest
+ * memory shows the int3.
  */
 export class Breakpoints {
   readonly #guest: Guest;
@@ -108,14 +107,14 @@ export class Breakpoints {
   async #add(breakpoint: Breakpoint): Promise<void> {
     const { gpa, gva } = breakpoint;
     const existing = this.#sites.get(gpa);
-    if (existing) {
+    if (existing?.armed) {
       existing.breakpoints.push(breakpoint);
-      if (!existing.armed) await existing.arm();
       return;
     }
     const site = await BreakpointSite.at(this.#guest.memory, gpa, gva);
     this.#checkSteppable(site);
-    site.breakpoints.push(breakpoint);
+    // One that was lost comes back, over what is there now.
+    site.breakpoints.push(...(existing?.breakpoints ?? []), breakpoint);
     if (this.#sites.size === 0) await this.#enable();
     this.#sites.set(gpa, site);
     let armed = false;
@@ -145,20 +144,12 @@ export class Breakpoints {
     for (const name of ['UNHOOK', 'CREATE_VCPU'] as const) {
       this.#guest.switchVmEvent(name, true, WHO).catch(() => {});
     }
-    const results = await Promise.allSettled(this.#guest.vcpus.map((vcpu) => this.#enableOn(vcpu)));
+    const enabling = this.#guest.vcpus.map((vcpu) => vcpu.switchEvents('BREAKPOINT', true, WHO));
+    const results = await Promise.allSettled(enabling);
     for (const result of results) {
       if (result.status === 'fulfilled') continue;
       await this.#disable();
       throw result.reason;
-    }
-  }
-
-  async #enableOn(vcpu: GuestVcpu): Promise<void> {
-    try {
-      await vcpu.switchEvents('BREAKPOINT', true, WHO);
-    } catch (error) {
-      if (!(error instanceof ReplyError) || error.errno !== KVM_ERRNO.KVM_EAGAIN) throw error;
-      await vcpu.stop.atNextStop(() => this.vcpuCreated(vcpu));
     }
   }
 

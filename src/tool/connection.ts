@@ -23,8 +23,7 @@ export class Connection implements ChannelHandler {
   readonly dialect: Dialect;
   readonly requests: Requests;
   readonly timeout: number;
-  /** Tells the user about something that has no other way to surface. */
-  readonly report: (error: Error) => void;
+  readonly #report: (error: Error) => void;
   /** Takes each event. Set before the channel is opened. */
   onEvent: (event: ReceivedEvent) => void = () => {};
   readonly #decoder = new FrameDecoder((id, seq, payload) => this.#take(id, seq, payload));
@@ -37,10 +36,10 @@ export class Connection implements ChannelHandler {
     this.channel = channel;
     this.dialect = dialect;
     this.timeout = timeout;
-    this.report = report;
+    this.#report = report;
     this.requests = new Requests(dialect, {
       write: (message) => channel.write(message),
-      report,
+      report: (error) => this.report(error),
       timeout,
     });
   }
@@ -52,6 +51,11 @@ export class Connection implements ChannelHandler {
 
   get ended(): boolean {
     return this.#ended;
+  }
+
+  /** Tells the user about something that has no other way to surface; but not that something failed because of the end. */
+  report(error: Error): void {
+    if (!(this.#ended && isClosed(error))) this.#report(error);
   }
 
   /** Calls `run` when the connection is over. The result takes that back, for those who do not wait any more. */
@@ -145,6 +149,10 @@ const UNKNOWN_EVENT: EventDefinition = {
   reply: empty,
   actions: ['continue'],
 };
+
+function isClosed(error: unknown): boolean {
+  return error instanceof KvmiError && (error.code === 'E_CLOSED' || isClosed(error.cause));
+}
 
 function because(error: Error | undefined): string {
   return error ? `: ${error.message}` : '';

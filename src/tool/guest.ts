@@ -243,13 +243,8 @@ export class Guest {
     });
   }
 
-  /** Tells the user; but nothing about what failed only because the connection is over. @internal */
+  /** @internal */
   report(error: Error): void {
-    if (!(this.connection.ended && error instanceof KvmiError && isClosed(error)))
-      this.connection.report(error);
+    this.connection.report(error);
   }
-}
-
-function isClosed(error: KvmiError): boolean {
-  return error.code === 'E_CLOSED' || (error.cause instanceof KvmiError && error.cause.code === 'E_CLOSED');
 }

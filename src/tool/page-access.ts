@@ -1,4 +1,4 @@
-import { ACCESS, type Gpa } from '../machine/index.ts';
+import { ACCESS, type Gpa, PAGE_SIZE } from '../machine/index.ts';
 import { MAX_PAYLOAD } from '../wire/index.ts';
 import type { Requests } from './requests.ts';
 
@@ -53,7 +53,7 @@ export class PageAccessTable {
       this.#restricted.set(view, pages);
     }
     for (const { gpa, access } of entries) {
-      const page = gpa - (gpa % 4096);
+      const page = gpa - (gpa % PAGE_SIZE);
       if (access === ACCESS.all) pages.delete(page);
       else pages.add(page);
     }

@@ -1,9 +1,8 @@
-import { KVM_ERRNO } from '../abi/errno.ts';
 import { attempt, type Deferred, deferred } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
-import { ReplyError } from '../wire/index.ts';
 import type { Connection } from './connection.ts';
 import type { GuestEvent } from './event.ts';
+import { isNotStarted } from './not-started.ts';
 
 /**
  * Whether a vCPU is outside the guest, and what keeps it there.
@@ -23,7 +22,7 @@ export class VcpuStop {
   #arrival: Deferred<void> | undefined;
   #stopping: Promise<void> | undefined;
   /** What to do at the next event, before it is answered. */
-  #atStop: (() => void)[] = [];
+  #atStop: (() => unknown)[] = [];
 
   constructor(connection: Connection, index: number) {
     this.#connection = connection;
@@ -47,7 +46,7 @@ export class VcpuStop {
   }
 
   /** Calls `run` as soon as the vCPU is outside the guest: for a vCPU that was not started, before its first instruction. */
-  async atNextStop(run: () => void): Promise<void> {
+  async atNextStop(run: () => unknown): Promise<void> {
     if (this.#open) {
       run();
       return;
@@ -147,8 +146,7 @@ export class VcpuStop {
     void attempt<unknown>(
       () => this.#connection.requests.send('VCPU_GET_INFO', {}, this.#index),
       (error) => {
-        const notStarted = error instanceof ReplyError && error.errno === KVM_ERRNO.KVM_EAGAIN;
-        if (notStarted) arrival.resolve();
+        if (isNotStarted(error)) arrival.resolve();
       },
     );
   }

@@ -15,6 +15,7 @@ import {
 } from '../wire/index.ts';
 import type { Connection } from './connection.ts';
 import type { GuestMemory } from './memory.ts';
+import { isNotStarted } from './not-started.ts';
 import { generalBytes, type Registers, registersOf } from './registers.ts';
 import { VcpuStop } from './stop.ts';
 import { Switch } from './switch.ts';
@@ -148,7 +149,10 @@ export class GuestVcpu {
     return { resume: await this.stop.hold() };
   }
 
-  /** Whether events of a kind are reported. BREAKPOINT stays on as long as there are breakpoints. */
+  /**
+   * Whether events of a kind are reported. What is turned on for a vCPU that was not started yet takes effect before
+   * its first instruction, here and below. BREAKPOINT stays on as long as there are breakpoints.
+   */
   controlEvents(name: EventName, on: boolean): Promise<void> {
     return this.switchEvents(name, on, USER);
   }
@@ -208,13 +212,20 @@ export class GuestVcpu {
   }
 
   #switch(name: string, send: (on: boolean) => Promise<unknown>): Switch {
-    let found = this.#switches.get(name);
-    if (!found) {
-      found = new Switch(send);
-      this.#switches.set(name, found);
-    }
-    return found;
+    const found = this.#switches.get(name);
+    if (found) return found;
+    const created: Switch = new Switch((on) =>
+      send(on).catch(async (error: unknown) => {
+        if (!isNotStarted(error)) throw error;
+        // Before its first instruction, then, if it is still wanted.
+        if (on) await this.stop.atNextStop(() => created.on && send(true).catch(this.#report));
+      }),
+    );
+    this.#switches.set(name, created);
+    return created;
   }
+
+  readonly #report = (error: unknown): void => this.connection.report(error as Error);
 
   /** Turns off everything that was turned on. Failures are reported. @internal */
   async disarm(): Promise<void> {

@@ -29,6 +29,7 @@ const ACTIONS: { readonly [A in GuestAction]: readonly [name: string, arg0?: big
   'read-page': ['read'],
   'execute-page': ['execute'],
   ud2: ['ud2'],
+  'take-exception': ['nop'],
 };
 
 async function start(vcpus: number): Promise<RunningSubject> {

@@ -289,7 +289,7 @@ const INJECTION: readonly Row[] = [
   hooked(
     '62',
     'INJECT_EXCEPTION: the TRAP event tells what was injected',
-    { needs: ['inject'], actions: ['noop'] },
+    { needs: ['inject'], actions: ['noop', 'take-exception'] },
     async (rig) => {
       const body = { nr: 3, error_code: 0, address: 0n };
       assert.equal((await rig.peer.command('VCPU_INJECT_EXCEPTION', body, 0)).err, 0);

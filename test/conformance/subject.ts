@@ -16,7 +16,9 @@ export type GuestAction =
   | 'write-page'
   | 'read-page'
   | 'execute-page'
-  | 'ud2';
+  | 'ud2'
+  /** Handles an exception that comes out of the blue, and goes on. */
+  | 'take-exception';
 
 /** A guest that carries out actions, one at a time. */
 export interface SubjectGuest {

@@ -37,6 +37,14 @@ test('every error code of the source is in the table of src/cli/error-codes.ts',
   assert.deepEqual(missing, [], 'add its exit code, meaning and next step, then run `npm run docs`');
 });
 
+test('the table has no code that the source does not have', () => {
+  const inSource = codesInSource();
+  assert.deepEqual(
+    Object.keys(ERROR_CODES).filter((code) => !inSource.has(code)),
+    [],
+  );
+});
+
 test('commands have at most three examples, each of which names the command', async () => {
   for (const { name, examples } of await loadCommands()) {
     assert.ok(examples.length >= 1 && examples.length <= 3, name);

@@ -35,6 +35,22 @@ describe('kvmi with QEMU', { skip: whyNoLinuxGuest() ?? false }, () => {
     rmSync(directory, { recursive: true, force: true });
   });
 
+  /** Runs `use` while the VM is hooked to this process; whatever comes of it, it is not hooked any more afterwards. */
+  async function whileHooked(use: () => Promise<void>): Promise<void> {
+    const server = await listen(`unix:${join(directory, 'tool')}`);
+    const hook = new KvmiProcess(['hook', target, '--tool', server.address]);
+    try {
+      const { value: guest } = await server[Symbol.asyncIterator]().next();
+      await use();
+      await guest!.detach();
+      assert.equal((await hook.ended).code, EXIT.ok.code);
+    } finally {
+      hook.kill('SIGTERM');
+      await hook.ended;
+      await server.close();
+    }
+  }
+
   async function json(args: readonly string[]): Promise<Record<string, unknown>[]> {
     const { code, stdout, stderr } = await kvmi([...args, '-o', 'json']);
     assert.equal(code, EXIT.ok.code, stderr);
@@ -57,20 +73,16 @@ describe('kvmi with QEMU', { skip: whyNoLinuxGuest() ?? false }, () => {
   });
 
   test('list and doctor: a VM whose QMP socket is in use', async () => {
-    const server = await listen(`unix:${join(directory, 'taken')}`);
-    const hook = new KvmiProcess(['hook', target, '--tool', server.address]);
-    const { value: guest } = await server[Symbol.asyncIterator]().next();
-    const [row] = await json(['list', '--filter', `pid=${vm.pid}`]);
-    assert.equal(row?.target, null);
-    assert.match(String(row?.reason), /in use/);
-    const refused = await kvmi(['regs', String(vm.pid)]);
-    assert.equal(refused.code, EXIT.unsupported.code);
-    assert.match(refused.stderr, /in use \[E_NOT_HOOKABLE\]/);
-    const findings = await json(['doctor', '--filter', `about~^${vm.pid} `]);
-    assert.equal(findings[0]?.severity, 'warning');
-    await guest!.detach();
-    await hook.ended;
-    await server.close();
+    await whileHooked(async () => {
+      const [row] = await json(['list', '--filter', `pid=${vm.pid}`]);
+      assert.equal(row?.target, null);
+      assert.match(String(row?.reason), /in use/);
+      const refused = await kvmi(['regs', String(vm.pid)]);
+      assert.equal(refused.code, EXIT.unsupported.code);
+      assert.match(refused.stderr, /in use.*\[E_NOT_HOOKABLE\]/);
+      const findings = await json(['doctor', '--filter', `about~^${vm.pid} `]);
+      assert.equal(findings[0]?.severity, 'warning');
+    });
   });
 
   test('a hostile name does not reach the terminal as it is', async () => {
@@ -148,16 +160,11 @@ describe('kvmi with QEMU', { skip: whyNoLinuxGuest() ?? false }, () => {
   });
 
   test('a QMP socket that somebody else uses', async () => {
-    const address = `unix:${join(directory, 'busy')}`;
-    const server = await listen(address);
-    const hook = new KvmiProcess(['hook', target, '--tool', address]);
-    const { value: guest } = await server[Symbol.asyncIterator]().next();
-    const { code, stderr } = await kvmi(['regs', target]);
-    assert.equal(code, EXIT.error.code);
-    assert.match(stderr, /\[E_QMP_BUSY\]\nhint: /);
-    await guest!.detach();
-    assert.equal((await hook.ended).code, EXIT.ok.code);
-    await server.close();
+    await whileHooked(async () => {
+      const { code, stderr } = await kvmi(['regs', target]);
+      assert.equal(code, EXIT.error.code);
+      assert.match(stderr, /\[E_QMP_BUSY\]\nhint: /);
+    });
     await unharmed();
   });
 

@@ -11,6 +11,7 @@ import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 const TOOL_KILLS = 50;
 const HOST_KILLS = 20;
 const START_TIMEOUT = 20_000;
+const PATIENCE = 10_000;
 const FUNCTION = '__x64_sys_getuid';
 
 /** A child whose first line `word` is waited for. */
@@ -69,9 +70,9 @@ describe('a guest survives whoever is killed', { skip: whyNoLinuxGuest() ?? fals
   });
   after(() => vm?.kill());
 
-  /** The VM runs within a second, and the clock on its serial console advances. */
+  /** The VM runs again, and the clock on its serial console advances. How soon is measured by a benchmark. */
   async function expectUnharmed(when: string): Promise<void> {
-    const deadline = performance.now() + 1000;
+    const deadline = performance.now() + PATIENCE;
     const runs = async () => ((await vm.monitor.execute('query-status')) as { running: boolean }).running;
     while (!(await runs())) {
       assert.ok(performance.now() < deadline, `${when}: the VM stands still`);

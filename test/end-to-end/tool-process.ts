@@ -2,7 +2,7 @@ import { type Guest, listen } from '../../src/tool/index.ts';
 
 /*
  * A tool of its own, to be killed at any time: listens at argv[2], sets a breakpoint at argv[3] and keeps all
- * vCPUs busy with commands, pauses and single steps. Prints "armed" when everything is set up.
+ * vCPUs busy with commands, pauses and single steps. Prints "listening", and "armed" for each guest that is set up.
  */
 const [, , address, gva] = process.argv;
 const target = BigInt(gva!);
@@ -22,6 +22,7 @@ async function torment(guest: Guest): Promise<void> {
 }
 
 const server = await listen(address!, { onError: () => {} });
+console.log('listening');
 for await (const guest of server) {
   // the host side is killed again and again: then every command fails, and the next guest comes
   torment(guest).catch(() => {});

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { dumpMemory, openSnapshot, verifyDump } from '../../src/drivers/snapshot/index.ts';
-import { type Baseline, Linux } from '../../src/linux/index.ts';
+import { type Baseline, Linux, typesFromFile } from '../../src/linux/index.ts';
 import { translate, writeVirtual } from '../../src/machine/index.ts';
-import { type BusyGuest, bootBusyGuest, shutDown, whyNot } from './guest-kit.ts';
+import { type BusyGuest, bootBusyGuest, shutDown, vmlinuxOf, whyNot } from './guest-kit.ts';
 
 for (const series of ['6.1', '6.12'] as const) {
   describe(`integrity of a Debian ${series} guest`, { skip: whyNot(series), timeout: 600_000 }, () => {
@@ -73,10 +73,33 @@ for (const series of ['6.1', '6.12'] as const) {
       });
     });
 
+    test("the running code is that of the kernel's vmlinux, but for what is patched", async (t) => {
+      const vmlinux = vmlinuxOf(series);
+      if (typeof vmlinux === 'string') return t.skip(vmlinux);
+      assert.deepEqual((await linux.check({ vmlinux })).rows, []);
+      const address = linux.symbols.require('ksys_read') + 0x20n;
+      const changed = (await read(address, 2)).map((byte) => byte ^ 0xff);
+      await whileChanged(address, changed, async () => {
+        const { rows } = await linux.check({ vmlinux });
+        assert.deepEqual(
+          rows.map(({ check, subject }) => [check, subject]),
+          [['text', 'ksys_read+0x20']],
+        );
+      });
+      const file = join(mkdtempSync(join(tmpdir(), 'kvmi-vmlinux-')), 'vmlinux');
+      writeFileSync(file, vmlinux);
+      const typed = await Linux.find(busy.memory, { types: typesFromFile(file) });
+      const pids = async (from: Linux) =>
+        (await from.processes()).rows.map(({ pid }) => pid).filter((pid) => pid < 100);
+      assert.deepEqual(await pids(typed), await pids(linux));
+      rmSync(dirname(file), { recursive: true });
+    });
+
     test('a call that leads out of the kernel is found without a baseline', async () => {
-      // The place for ftrace at the start of the function (behind endbr64): a call to freed or foreign memory.
+      // The place for ftrace at the start of the function, behind what was endbr64: a call to foreign memory.
       const start = linux.symbols.require('vfs_read');
-      const address = (await read(start, 1))[0] === 0xf3 ? start + 4n : start;
+      const isFirst = Buffer.from(await read(start, 5)).toString('hex') === '0f1f440000';
+      const address = isFirst ? start : start + 4n;
       await whileChanged(address, Uint8Array.of(0xe8, 0, 0, 0, 0x10), async () => {
         const { rows } = await linux.check();
         assert.deepEqual(

@@ -1,5 +1,31 @@
+import { accessSync, constants } from 'node:fs';
+import { delimiter, join } from 'node:path';
 import { discover, type FoundVm, handleOf } from '../discover.ts';
 import { type Check, type Finding, ok } from './check.ts';
+
+function onPath(program: string): string | undefined {
+  return (process.env.PATH ?? '')
+    .split(delimiter)
+    .map((directory) => join(directory, program))
+    .find((path) => {
+      try {
+        accessSync(path, constants.X_OK);
+        return true;
+      } catch {
+        return false;
+      }
+    });
+}
+
+function virshFinding(): Finding {
+  const path = onPath('virsh');
+  if (path) return ok(path);
+  return {
+    severity: 'info',
+    found: 'virsh is not installed',
+    remedy: 'Needed for libvirt domains only: apt-get install libvirt-clients',
+  };
+}
 
 function vmFinding(vm: FoundVm): Finding {
   const about = `${handleOf(vm)} ${vm.name}`.trim();
@@ -19,5 +45,6 @@ async function vmFindings(): Promise<readonly Finding[]> {
 }
 
 export const QEMU_CHECKS: readonly Check[] = [
+  { name: 'virsh', enables: 'libvirt:DOMAIN', examine: virshFinding },
   { name: 'vm', enables: 'hooking that VM', examine: vmFindings },
 ];

@@ -33,3 +33,15 @@ export const QEMU_TARGET: TargetKind = {
     }
   },
 };
+
+/** A QEMU whose monitor libvirt holds, by the name of its domain. */
+export const LIBVIRT_TARGET: TargetKind = {
+  prefix: 'libvirt',
+  syntax: 'DOMAIN',
+  about: 'a running QEMU domain of libvirt, through virsh',
+  async open(domain): Promise<Machine> {
+    if (domain === '') throw new UsageError('libvirt: the name of a domain is missing', 'libvirt:DOMAIN');
+    const { openQemu } = await import('../../drivers/qemu/index.ts');
+    return openQemu({ libvirt: domain });
+  },
+};

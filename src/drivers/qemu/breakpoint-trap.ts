@@ -136,7 +136,7 @@ export class BreakpointTrap implements TrapPoint {
   /** Removes the point at `handler` unless it is another vCPU's, too. */
   async #release(handler: bigint | undefined, gdb: GdbClient): Promise<void> {
     const shared = [...this.#resolved.values()].some((other) => other.handler === handler);
-    if (handler !== undefined && !shared) await this.#control.removePoint(gdb, handler);
+    if (handler !== undefined && !shared) await this.#control.removePoint(gdb, handler, this);
   }
 }
 

@@ -15,24 +15,26 @@ const GDBSTUB = "QEMU's gdbstub";
 /** What this driver can do, and why not where it cannot. */
 export function qemuCapabilities({ tcg, noDeviceState, pid }: QemuFacts): Capabilities {
   const stateful: Support = noDeviceState ?? true;
+  const tooFew = (what: string) =>
+    `${GDBSTUB} has four hardware breakpoints, fewer than there are places of ${what}`;
   const notStopped = (what: string) => `${GDBSTUB} does not stop at ${what}`;
   return {
     'memory-write': true,
     registers: true,
     'set-registers': true,
     msrs: stateful,
-    cpuid: 'QEMU tells nobody the CPUID leaves of a vCPU',
+    cpuid: true,
     xcr: stateful,
     xsave: stateful,
     'set-xsave': `${GDBSTUB} writes no AVX registers and no x87 tags`,
     mtrr: stateful,
-    inject: `${GDBSTUB} cannot queue an exception`,
+    inject: true,
     pause: true,
     breakpoint: true,
-    cr: notStopped('writes of control registers'),
-    msr: notStopped('wrmsr'),
-    xsetbv: notStopped('xsetbv'),
-    descriptor: notStopped('accesses to descriptor-table registers'),
+    cr: tcg || tooFew('writes of control registers'),
+    msr: tcg || tooFew('wrmsr'),
+    xsetbv: tcg ? stateful : tooFew('xsetbv'),
+    descriptor: notStopped('sgdt, sidt, sldt and str, which user space may execute, too'),
     hypercall: notStopped('hypercall instructions, which user space may execute, too'),
     'cpuid-event': notStopped('cpuid, which user space may execute, too'),
     singlestep: true,

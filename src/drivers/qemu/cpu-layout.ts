@@ -175,6 +175,14 @@ export const CPU_SUBSECTIONS: ReadonlyMap<string, Layout> = new Map(
   }),
 );
 
+export const COMMON_VERSION = 1;
+
+/** What QEMU keeps for vCPUs of every architecture. */
+export const COMMON_LAYOUT = layout([
+  ['halted', 4],
+  ['interrupt_request', 4],
+]);
+
 export const APIC_VERSION = 3;
 
 /** The head of the section of a vCPU's local APIC; its subsection `apic_sipi` says whether the vCPU waits for SIPI. */

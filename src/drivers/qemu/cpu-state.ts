@@ -6,6 +6,10 @@ import { EVENT_MSRS, kvmSregs, vcpuState } from '../../abi/x86.ts';
 export interface CpuState {
   /** False for an application processor that waits for SIPI. */
   readonly started: boolean;
+  /** Waits for an interrupt after hlt. */
+  readonly halted: boolean;
+  /** The initial APIC id, where it is known. */
+  readonly apicId: number | undefined;
   readonly rip: bigint;
   /** Fills `into` (536 bytes) with the x86 block of an event. */
   writeBlock(into: Uint8Array): void;

@@ -3,6 +3,8 @@ import {
   APIC_LAYOUT,
   APIC_SUBSECTIONS,
   APIC_VERSION,
+  COMMON_LAYOUT,
+  COMMON_VERSION,
   CPU_LAYOUT,
   CPU_SUBSECTIONS,
   CPU_VERSION,
@@ -69,6 +71,7 @@ export class Section {
 /** What a device state says of one vCPU. */
 export interface CpuSections {
   readonly cpu: Section;
+  readonly common: Section | undefined;
   /** Absent when the VM has no local APICs. */
   readonly apic: Section | undefined;
 }
@@ -87,11 +90,16 @@ export function parseDeviceState(bytes: Buffer, vcpus: number): CpuSections[] {
   }
   const cpus = findSections(bytes, 'cpu', CPU_VERSION, CPU_LAYOUT, CPU_SUBSECTIONS);
   const apics = findSections(bytes, 'apic', APIC_VERSION, APIC_LAYOUT, APIC_SUBSECTIONS);
+  const commons = findSections(bytes, 'cpu_common', COMMON_VERSION, COMMON_LAYOUT, new Map());
   if (cpus.length !== vcpus) {
     const text = `QEMU's device state has ${cpus.length} sections "cpu" of version ${CPU_VERSION}, not ${vcpus}`;
     throw new KvmiError('E_QEMU_STATE', text);
   }
-  return cpus.map((cpu, i) => ({ cpu, apic: apics.length === vcpus ? apics[i] : undefined }));
+  return cpus.map((cpu, i) => ({
+    cpu,
+    common: commons.length === vcpus ? commons[i] : undefined,
+    apic: apics.length === vcpus ? apics[i] : undefined,
+  }));
 }
 
 /** All sections of one name and version, by instance. */

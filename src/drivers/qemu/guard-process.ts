@@ -84,6 +84,7 @@ async function undo(gdb: GdbClient, qmp: QmpTransport | undefined, of: Attachmen
       states ??= readStates();
       return (await states)[index]!;
     },
+    changed() {},
   }));
   try {
     await patches.restore(memoryOf(gdb), vcpus, handlers);

@@ -7,8 +7,11 @@ import type { Answer, Stop, Trap } from '../../machine/stops.ts';
 import { BreakpointTrap } from './breakpoint-trap.ts';
 import { qemuCapabilities } from './capabilities.ts';
 import type { CpuState } from './cpu-state.ts';
+import { CpuidReader } from './cpuid-reader.ts';
 import type { GdbClient } from './gdb.ts';
 import { Guard } from './guard.ts';
+import { Injection } from './injection.ts';
+import { InstructionTraps } from './instruction-traps.ts';
 import { parseMemoryTree } from './memory-map.ts';
 import type { QmpAddress } from './open-qmp.ts';
 import { Patches } from './patches.ts';
@@ -18,7 +21,7 @@ import { openRam, type RamSource } from './ram.ts';
 import { RunControl, type RunControlOwner } from './run-control.ts';
 import { StateReader } from './state-reader.ts';
 import { StoppedMemory } from './stopped-memory.ts';
-import type { Hold, StoppedVcpu } from './stopped-vcpu.ts';
+import type { StoppedVcpu } from './stopped-vcpu.ts';
 import { findFreeStub, type StubPlan } from './stub.ts';
 import { QemuVcpu } from './vcpu.ts';
 import { Workspace } from './workspace.ts';
@@ -50,6 +53,8 @@ export class QemuMachine implements Machine {
   readonly #control: RunControl;
   readonly #states: StateReader;
   readonly #breakpoints: BreakpointTrap;
+  readonly #injection: Injection;
+  readonly #instructions: Readonly<Record<'cr' | 'msr' | 'xsetbv', InstructionTraps>>;
   #capabilities: Capabilities;
   #handler: MachineHandler | undefined;
   #shutDown = false;
@@ -93,6 +98,8 @@ export class QemuMachine implements Machine {
         const backend = {
           read: (at: number, into: Uint8Array) => source.read(offset + at, into),
           write: (at: number, from: Uint8Array) => this.#write(gpa + at, from, source, offset + at),
+          nextData: (at: number) =>
+            source.nextData ? (source.nextData(offset + at) ?? Infinity) - offset : at,
         };
         return { gpa, size, readonly, backend };
       }),
@@ -103,7 +110,16 @@ export class QemuMachine implements Machine {
       this.#guard.note({ kind: 'handler', gva: gva.toString(16) }),
     );
     this.#capabilities = qemuCapabilities({ ...facts, noDeviceState: undefined });
-    this.vcpus = facts.tscHz.map((hz, i) => new QemuVcpu(i, hz, this.#control, () => this.#capabilities));
+    this.#injection = new Injection(this.#control, this.memory);
+    this.#instructions = {
+      cr: new InstructionTraps(this.#control, this.memory, 'cr'),
+      msr: new InstructionTraps(this.#control, this.memory, 'msr'),
+      xsetbv: new InstructionTraps(this.#control, this.memory, 'xsetbv'),
+    };
+    const cpuid = new CpuidReader(this.#control, this.memory);
+    this.vcpus = facts.tscHz.map(
+      (hz, i) => new QemuVcpu(i, hz, this.#control, cpuid, () => this.#capabilities),
+    );
     qmp.onEvent((event) => this.#event(event));
   }
 
@@ -127,6 +143,8 @@ export class QemuMachine implements Machine {
   async detach(): Promise<void> {
     await this.#control.end();
     this.#breakpoints.clear();
+    this.#injection.clear();
+    for (const traps of Object.values(this.#instructions)) traps.clear();
     this.#handler = undefined;
   }
 
@@ -138,6 +156,11 @@ export class QemuMachine implements Machine {
       case 'singlestep':
         requireCapability(this.#capabilities, trap.kind);
         return this.#setStepping(trap.vcpu.index, true);
+      case 'cr':
+      case 'msr':
+      case 'xsetbv':
+        requireCapability(this.#capabilities, trap.kind);
+        return this.#control.exclusive((gdb) => this.#instructions[trap.kind].arm(trap, gdb));
       case 'page':
         return this.#armPage(trap.access);
       case 'cpuid':
@@ -153,6 +176,8 @@ export class QemuMachine implements Machine {
       await this.#control.exclusive((gdb) => this.#breakpoints.disarm(trap.vcpu.index, gdb));
     } else if (trap.kind === 'singlestep') {
       await this.#setStepping(trap.vcpu.index, false);
+    } else if (trap.kind === 'cr' || trap.kind === 'msr' || trap.kind === 'xsetbv') {
+      await this.#control.exclusive((gdb) => this.#instructions[trap.kind].disarm(trap, gdb));
     }
   }
 
@@ -203,7 +228,7 @@ export class QemuMachine implements Machine {
       stop: (vcpu, stop) => this.#stop(vcpu, stop),
       request: (vcpu) => this.#handler?.request(this.vcpus[vcpu]!),
       readStates: (gdb) => this.#readStates(gdb),
-      deliver: (vcpu, hold) => this.#deliver(vcpu, hold),
+      deliver: (vcpu, hold, answer) => this.#injection.deliver(vcpu, hold, answer),
       attaching: (stub, running) => this.#attaching(stub, running),
       leaving: (vcpus) => this.#leaving(vcpus),
       detached: () => this.#guard.note({ kind: 'detach' }),
@@ -239,10 +264,6 @@ export class QemuMachine implements Machine {
       await this.#breakpoints.refresh(i, state, gdb);
     }
     return states;
-  }
-
-  async #deliver(_vcpu: StoppedVcpu, _hold: Hold): Promise<Stop> {
-    throw new KvmiError('E_UNSUPPORTED', 'injection');
   }
 
   #event({ name }: QmpEvent): void {

@@ -45,6 +45,8 @@ class RegistersCpu implements CpuState {
   readonly #block = new Uint8Array(STATE_SIZE);
   readonly #msrs: ReadonlyMap<number, bigint>;
   readonly started: boolean;
+  readonly halted: boolean;
+  readonly apicId = undefined;
   readonly rip: bigint;
 
   constructor(value: (name: string) => bigint, text: string) {
@@ -70,7 +72,8 @@ class RegistersCpu implements CpuState {
     finishBlock(block, (index) => this.#msrs.get(index));
     this.rip = value('rip');
     // After a reset a vCPU is at the reset vector in real mode; an application processor waits there.
-    this.started = !(this.rip === 0xfff0n && (value('cr0') & 1n) === 0n && /HLT=1/.test(text));
+    this.halted = /HLT=1/.test(text);
+    this.started = !(this.rip === 0xfff0n && (value('cr0') & 1n) === 0n && this.halted);
   }
 
   writeBlock(into: Uint8Array): void {

@@ -1,6 +1,8 @@
 import { getU64 } from '../../abi/bytes.ts';
+import { regsOf, STATE_SIZE } from '../../abi/state.ts';
 import { kvmRegs } from '../../abi/x86.ts';
 import type { GdbClient } from './gdb.ts';
+import type { StoppedVcpu } from './stopped-vcpu.ts';
 
 /** The general registers in the order of kvm_regs, with the names that gdb has for them. */
 const REGISTERS = kvmRegs.fields.map(({ name, offset }) => ({
@@ -22,4 +24,11 @@ export async function writeChangedRegisters(
     .sort((a, b) => Number(a.gdbName === 'rip') - Number(b.gdbName === 'rip'))
     .map(({ gdbName, offset }) => gdb.writeRegister(vcpu, gdbName, getU64(wanted, offset)));
   await Promise.all(writes);
+}
+
+/** Writes the registers (kvm_regs) that the handler wants, where nothing else is to be carried out. */
+export async function writeReleasedRegisters(vcpu: StoppedVcpu, wanted: Uint8Array): Promise<void> {
+  const block = new Uint8Array(STATE_SIZE);
+  (await vcpu.state()).writeBlock(block);
+  await writeChangedRegisters(vcpu.gdb, vcpu.index, wanted, regsOf(block));
 }

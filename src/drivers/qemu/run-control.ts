@@ -1,4 +1,3 @@
-import { regsOf, STATE_SIZE } from '../../abi/state.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { type Answer, CONTINUE, CRASH, type Stop } from '../../machine/stops.ts';
@@ -6,7 +5,7 @@ import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
 import { SIGTRAP, type StopReply, threadId } from './gdb-codec.ts';
 import type { QmpTransport } from './qmp.ts';
-import { writeChangedRegisters } from './registers.ts';
+import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
 import { type Encounter, type Hold, type StoppedVcpu, type TrapPoint, VcpuRun } from './stopped-vcpu.ts';
 import { closeStub, isRunning, openStub, planStub, type StubPlan } from './stub.ts';
@@ -21,8 +20,8 @@ export interface RunControlOwner {
   request(vcpu: number): Awaitable<'crash' | undefined>;
   /** The state of all vCPUs. */
   readStates(gdb: GdbClient): Promise<CpuState[]>;
-  /** Delivers an exception as the CPU would, and answers what the handler is told. */
-  deliver(vcpu: StoppedVcpu, hold: Hold): Promise<Stop>;
+  /** Delivers the exception that was queued during a hold; answers what the handler is told, unless it has to wait. */
+  deliver(vcpu: StoppedVcpu, hold: Hold, answer: Answer): Promise<Stop | undefined>;
   /** The gdbstub is about to be attached. `running`: whether the VM runs until then. */
   attaching(plan: StubPlan, running: boolean): void;
   /** Last chance to put things right before the vCPUs run alone. */
@@ -52,7 +51,7 @@ export class RunControl {
   readonly #qmp: QmpTransport;
   readonly #workspace: Workspace;
   readonly #owner: RunControlOwner;
-  readonly #points = new Map<bigint, TrapPoint>();
+  readonly #points = new Map<bigint, TrapPoint[]>();
   readonly #tasks: Task[] = [];
   readonly #wake = new Signal();
   #gdb: GdbClient | undefined;
@@ -123,28 +122,53 @@ export class RunControl {
 
   /** Sets a trap point, with every vCPU stopped. Points do not touch guest memory. */
   async addPoint(gdb: GdbClient, gva: bigint, point: TrapPoint): Promise<void> {
-    if (!this.#points.has(gva)) await gdb.setBreakpoint(1, gva, 1);
-    this.#points.set(gva, point);
+    const there = this.#points.get(gva) ?? [];
+    if (there.includes(point)) return;
+    this.#points.set(gva, [...there, point]);
+    if (there.length === 0) await gdb.setBreakpoint(1, gva, 1);
   }
 
-  async removePoint(gdb: GdbClient, gva: bigint): Promise<void> {
-    if (this.#points.delete(gva)) await gdb.removeBreakpoint(1, gva, 1);
+  async removePoint(gdb: GdbClient, gva: bigint, point: TrapPoint): Promise<void> {
+    const there = this.#points.get(gva);
+    if (!there?.includes(point)) return;
+    if (there.length > 1) {
+      this.#points.set(
+        gva,
+        there.filter((other) => other !== point),
+      );
+    } else {
+      this.#points.delete(gva);
+      await gdb.removeBreakpoint(1, gva, 1);
+    }
   }
 
   /** A vCPU for a task, which runs with every vCPU stopped. */
   stopped(vcpu: number, gdb: GdbClient): StoppedVcpu {
     const run = this.vcpus[vcpu]!;
-    return { index: vcpu, gdb, state: () => this.#state(run, gdb) };
+    return {
+      index: vcpu,
+      gdb,
+      state: () => this.#state(run, gdb),
+      changed: () => forget(run),
+    };
   }
 
-  /** Executes one instruction on a vCPU while the others stay stopped. For tasks. */
-  async stepAlone(vcpu: number, gdb: GdbClient): Promise<void> {
+  /**
+   * Executes one instruction on a vCPU, while the others stay stopped. False when it is halted and no interrupt has
+   * woken it in time.
+   */
+  async stepAlone(vcpu: number, gdb: GdbClient, timeoutMs?: number): Promise<boolean> {
+    const run = this.vcpus[vcpu]!;
     this.#expectResume();
     const stopped = gdb.nextStop();
+    const timer = timeoutMs === undefined ? undefined : setTimeout(() => gdb.interrupt(), timeoutMs);
     gdb.resume(`vCont;s:${threadId(vcpu)}`);
-    await stopped;
-    this.vcpus[vcpu]!.stepUnfinished = false;
+    const { signal } = await stopped;
+    clearTimeout(timer);
     this.#reply = undefined;
+    run.stepUnfinished = signal !== SIGTRAP;
+    forget(run);
+    return signal === SIGTRAP;
   }
 
   /** Releases every vCPU and gives the stub up. Answers held calls for the handler with "continue". */
@@ -238,14 +262,25 @@ export class RunControl {
     vcpu.state = undefined;
     if (reported) vcpu.stepUnfinished = false;
     if (stepped) vcpu.stepOver = false;
-    const point = vcpu.stepOver ? undefined : this.#points.get(rip);
-    const encounter = await point?.examine(this.stopped(vcpu.index, this.#gdb!));
-    if (point !== undefined && encounter === undefined) vcpu.stepOver = true;
+    const points = vcpu.stepOver ? [] : (this.#points.get(rip) ?? []);
+    let encounter: Encounter | undefined;
+    for (const point of points) encounter ??= await this.#ask(point, vcpu);
+    if (points.length > 0 && encounter === undefined) vcpu.stepOver = vcpu.rip === rip;
     // An int3 that was stepped onto is an exit for another reason than the step, and comes before it.
     const failed = encounter?.stop.kind === 'breakpoint';
     const step: Stop[] = stepped && vcpu.stepping ? [{ kind: 'singlestep', failed }] : [];
     const met = encounter === undefined ? [] : [encounter];
     vcpu.queue.push(...(failed ? [...met, ...step] : [...step, ...met]));
+  }
+
+  /** What a point cannot make sense of (memory that is not there any more) concerns nobody. */
+  async #ask(point: TrapPoint, vcpu: VcpuRun): Promise<Encounter | undefined> {
+    try {
+      return await point.examine(this.stopped(vcpu.index, this.#gdb!));
+    } catch (error) {
+      if (this.#lost) throw error;
+      return undefined;
+    }
   }
 
   /** Calls the handler for what was found, and waits until the vCPUs that can run should run. */
@@ -305,19 +340,22 @@ export class RunControl {
 
   async #release(vcpu: VcpuRun, hold: Hold, answer: Answer): Promise<void> {
     const stopped = this.stopped(vcpu.index, this.#gdb!);
-    if (hold.encounter) {
-      vcpu.stepOver = (await hold.encounter.settle(stopped, answer, hold.registers)) === 'step-over';
-    } else if (hold.registers) {
-      const block = new Uint8Array(STATE_SIZE);
-      (await stopped.state()).writeBlock(block);
-      await writeChangedRegisters(this.#gdb!, vcpu.index, hold.registers, regsOf(block));
+    try {
+      if (hold.encounter) {
+        vcpu.stepOver = (await hold.encounter.settle(stopped, answer, hold.registers)) === 'step-over';
+      } else if (hold.registers) {
+        await writeReleasedRegisters(stopped, hold.registers);
+      }
+    } catch (error) {
+      // What the guest's own memory or tables do not allow is left undone, and the vCPU goes on.
+      if (this.#lost) throw error;
     }
-    vcpu.rip = undefined;
-    vcpu.state = undefined;
+    forget(vcpu);
     vcpu.crashed = answer.action === 'crash';
     if (hold.exception && !vcpu.crashed) {
-      vcpu.queue.unshift(await this.#owner.deliver(stopped, hold));
-      vcpu.state = undefined;
+      const trap = await this.#owner.deliver(stopped, hold, answer);
+      if (trap) vcpu.queue.unshift(trap);
+      forget(vcpu);
     }
     vcpu.hold = undefined;
   }
@@ -398,7 +436,9 @@ export class RunControl {
     // Whatever fails, the vCPUs are let go.
     await this.#owner.leaving(stopped).catch(() => {});
     await this.#finishSteps(gdb);
-    for (const gva of [...this.#points.keys()]) await this.removePoint(gdb, gva);
+    for (const [gva, points] of this.#points) {
+      for (const point of points) await this.removePoint(gdb, gva, point);
+    }
     for (const vcpu of this.vcpus) {
       vcpu.requested = vcpu.stepping = vcpu.stepOver = vcpu.crashed = false;
       vcpu.rip = vcpu.state = undefined;
@@ -433,4 +473,11 @@ export class RunControl {
     this.#wake.raise();
     this.#owner.lost(error);
   }
+}
+
+/** The registers of a vCPU are not what was read any more. */
+function forget(vcpu: VcpuRun): void {
+  vcpu.rip = undefined;
+  vcpu.state = undefined;
+  if (vcpu.hold) vcpu.hold.state = undefined;
 }

@@ -69,18 +69,28 @@ const MTRR_CAP = 0x508n;
 /** A vCPU as QEMU's device state shows it. */
 export class SavedCpu implements CpuState {
   readonly #cpu: Section;
+  readonly #common: Section | undefined;
   readonly #apic: Section | undefined;
   readonly #tcg: boolean;
 
   /** `tcg` decides in which order QEMU keeps the x87 registers. */
-  constructor({ cpu, apic }: CpuSections, tcg: boolean) {
+  constructor({ cpu, common, apic }: CpuSections, tcg: boolean) {
     this.#cpu = cpu;
+    this.#common = common;
     this.#apic = apic;
     this.#tcg = tcg;
   }
 
   get started(): boolean {
     return !(this.#apic?.has('wait_for_sipi') && this.#apic.number('wait_for_sipi') !== 0);
+  }
+
+  get halted(): boolean {
+    return this.#common !== undefined && this.#common.number('halted') !== 0;
+  }
+
+  get apicId(): number | undefined {
+    return this.#apic?.number('id');
   }
 
   get rip(): bigint {

@@ -9,6 +9,8 @@ export interface StoppedVcpu {
   readonly gdb: GdbClient;
   /** The state at this stop; read once, and kept while the vCPU is held. */
   state(): Promise<CpuState>;
+  /** To be called when the vCPU's registers were changed: the state is read anew. */
+  changed(): void;
 }
 
 /** What a vCPU met at a {@link TrapPoint}, for the handler to decide on. */

@@ -1,9 +1,11 @@
+import { regsOf } from '../../abi/state.ts';
 import { kvmRegs } from '../../abi/x86.ts';
 import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { type Capabilities, type CapabilityName, requireCapability } from '../../machine/capabilities.ts';
 import type { CpuidLeaf, Exception, Vcpu } from '../../machine/vcpu.ts';
 import type { CpuState } from './cpu-state.ts';
+import type { CpuidReader } from './cpuid-reader.ts';
 import type { RunControl } from './run-control.ts';
 import type { Hold } from './stopped-vcpu.ts';
 
@@ -13,9 +15,17 @@ export class QemuVcpu implements Vcpu {
   readonly tscHz: number;
   started = true;
   readonly #control: RunControl;
+  readonly #cpuid: CpuidReader;
   readonly #capabilities: () => Capabilities;
 
-  constructor(index: number, tscHz: number, control: RunControl, capabilities: () => Capabilities) {
+  constructor(
+    index: number,
+    tscHz: number,
+    control: RunControl,
+    cpuid: CpuidReader,
+    capabilities: () => Capabilities,
+  ) {
+    this.#cpuid = cpuid;
     this.index = index;
     this.tscHz = tscHz;
     this.#control = control;
@@ -27,9 +37,11 @@ export class QemuVcpu implements Vcpu {
   }
 
   async readState(into: Uint8Array): Promise<void> {
-    const { encounter } = this.#hold();
+    const hold = this.#hold();
     (await this.#state()).writeBlock(into);
-    encounter?.present?.(into);
+    hold.encounter?.present?.(into);
+    // what was written takes effect when the vCPU goes on, but is its state from now on
+    if (hold.registers) regsOf(into).set(hold.registers);
   }
 
   writeRegisters(regs: Uint8Array): void {
@@ -40,9 +52,10 @@ export class QemuVcpu implements Vcpu {
     return (await this.#stateFor('msrs')).msr(index);
   }
 
-  async cpuid(_leaf: number, _subleaf: number): Promise<CpuidLeaf | undefined> {
+  cpuid(leaf: number, subleaf: number): Promise<CpuidLeaf | undefined> {
     this.#need('cpuid');
-    return undefined;
+    this.#hold();
+    return this.#control.exclusive((gdb) => this.#cpuid.read(this.index, leaf, subleaf, gdb));
   }
 
   async xcr0(): Promise<bigint> {

@@ -1,0 +1,169 @@
+import { getRegister, STATE_SIZE } from '../../abi/state.ts';
+import { KvmiError } from '../../error.ts';
+import type { PhysicalMemory } from '../../machine/memory.ts';
+import { pagingOf } from '../../machine/paging.ts';
+import type { CpuidLeaf } from '../../machine/vcpu.ts';
+import { readVirtual } from '../../machine/virtual-memory.ts';
+import type { CpuState } from './cpu-state.ts';
+import { segmentSelector } from './cpu-state.ts';
+import { readGate } from './descriptors.ts';
+import type { GdbClient } from './gdb.ts';
+import { findOpcode, kernelPaging } from './kernel-code.ts';
+import type { RunControl } from './run-control.ts';
+import type { StoppedVcpu } from './stopped-vcpu.ts';
+
+const CPUID = [0x0f, 0xa2] as const;
+const RFLAGS_TF = 1n << 8n;
+const USER_TABLE = 0x1000n;
+const LOW = 0xffffffffn;
+/** A halted vCPU executes its next instruction when an interrupt wakes it: a timer, as a rule. */
+const WAKE_TIMEOUT_MS = 2000;
+
+const CR4_OSXSAVE = 1n << 18n;
+const CR4_PKE = 1n << 22n;
+
+/** The leaves whose number of subleaves or contents depend on XCR0. */
+const CHANGING = 0xd;
+
+/** The first leaf of each range, which tells the last one in eax, and how far a range may reach. */
+const RANGES = [0, 0x40000000, 0x80000000, 0xc0000000] as const;
+const RANGE_SIZE = 0x10000;
+
+/**
+ * Reads CPUID as the guest sees it: with a cpuid instruction that is somewhere in the guest's kernel, executed by one
+ * step of a vCPU with interrupts masked and its registers put back. What a leaf says does not change but for a
+ * few bits, so it is done once for each.
+ */
+export class CpuidReader {
+  readonly #control: RunControl;
+  readonly #memory: PhysicalMemory;
+  readonly #known = new Map<string, CpuidLeaf>();
+  #gadget: bigint | undefined;
+
+  constructor(control: RunControl, memory: PhysicalMemory) {
+    this.#control = control;
+    this.#memory = memory;
+  }
+
+  /** Undefined when there is no such leaf. With every vCPU stopped. */
+  async read(vcpu: number, leaf: number, subleaf: number, gdb: GdbClient): Promise<CpuidLeaf | undefined> {
+    const first = RANGES.findLast((start) => leaf >>> 0 >= start)!;
+    const { eax: last } = await this.#leaf(vcpu, first, 0, gdb);
+    const plausible = last >= first && last - first < RANGE_SIZE;
+    if (leaf !== first && (!plausible || leaf > last)) return undefined;
+    if (leaf === first && first !== 0 && !plausible) return undefined;
+    return this.#leaf(vcpu, leaf, subleaf, gdb);
+  }
+
+  async #leaf(vcpu: number, leaf: number, subleaf: number, gdb: GdbClient): Promise<CpuidLeaf> {
+    const stopped = this.#control.stopped(vcpu, gdb);
+    const state = await stopped.state();
+    const key = `${vcpu} ${leaf} ${subleaf}`;
+    const known = leaf === CHANGING ? undefined : this.#known.get(key);
+    const values = known ?? (await this.#execute(stopped, state, leaf, subleaf));
+    this.#known.set(key, values);
+    return withDynamicBits(values, leaf, subleaf, state);
+  }
+
+  /** By the vCPU itself, or, while it is halted, by one that is not: they differ in their APIC ids only. */
+  async #execute(vcpu: StoppedVcpu, state: CpuState, leaf: number, subleaf: number): Promise<CpuidLeaf> {
+    let runner = vcpu;
+    if (state.halted) {
+      for (const { index, hold } of this.#control.vcpus) {
+        const other = this.#control.stopped(index, vcpu.gdb);
+        const { halted, started } = await other.state();
+        if (started && !halted && !hold) runner = other;
+      }
+    }
+    const values = await this.#run(runner, leaf, subleaf);
+    return runner === vcpu ? values : withApicId(values, leaf, state.apicId ?? vcpu.index);
+  }
+
+  async #run(vcpu: StoppedVcpu, leaf: number, subleaf: number): Promise<CpuidLeaf> {
+    const { gdb, index } = vcpu;
+    const block = new Uint8Array(STATE_SIZE);
+    (await vcpu.state()).writeBlock(block);
+    const gadget = await this.#findGadget(block);
+    const before = await gdb.readRegisters(index);
+    const write = (name: string, value: bigint) => gdb.writeRegister(index, name, value);
+    const user = (segmentSelector(block, 'ss') & 3) !== 0;
+    const userTable = user && (getRegister(block, 'cr3') & USER_TABLE) !== 0n;
+    if (user) {
+      const gate = await readGate(this.#memory, pagingOf(block), block, 3);
+      if (gate === undefined) throw noGadget('the guest has no code segment for ring 0');
+      await write('cs', BigInt(gate.selector & ~3));
+      await write('ss', 0n);
+      if (userTable) await write('cr3', getRegister(block, 'cr3') & ~USER_TABLE);
+    }
+    await write('eflags', getRegister(block, 'rflags') & ~RFLAGS_TF);
+    await write('rax', BigInt(leaf >>> 0));
+    await write('rcx', BigInt(subleaf >>> 0));
+    await write('rip', gadget);
+    let values: CpuidLeaf;
+    try {
+      const done = await this.#control.stepAlone(index, gdb, WAKE_TIMEOUT_MS);
+      const read = async (name: string) => Number((await gdb.readRegister(index, name)) & LOW);
+      const executed = done && (await gdb.readRegister(index, 'rip')) === gadget + 2n;
+      if (!executed) throw noGadget(`vCPU ${index} is halted and no interrupt woke it`);
+      values = {
+        eax: await read('rax'),
+        ebx: await read('rbx'),
+        ecx: await read('rcx'),
+        edx: await read('rdx'),
+      };
+    } finally {
+      for (const name of ['rax', 'rbx', 'rcx', 'rdx'] as const) await write(name, getRegister(block, name));
+      await write('eflags', getRegister(block, 'rflags'));
+      if (userTable) await write('cr3', getRegister(block, 'cr3'));
+      if (user) {
+        await write('cs', BigInt(segmentSelector(block, 'cs')));
+        await write('ss', BigInt(segmentSelector(block, 'ss')));
+      }
+      // In 32-bit code rip is cut by the segment that is loaded then.
+      await write('rip', getRegister(block, 'rip'));
+    }
+    if (!before.equals(await gdb.readRegisters(index))) {
+      throw new KvmiError('E_QEMU_STATE', `vCPU ${index} did not get its registers back after cpuid`);
+    }
+    return values;
+  }
+
+  async #findGadget(block: Uint8Array): Promise<bigint> {
+    const paging = await kernelPaging(this.#memory, block);
+    const code = new Uint8Array(CPUID.length);
+    const isThere = async (gva: bigint) =>
+      (await readVirtual(this.#memory, paging, gva, code)) && code.every((byte, i) => byte === CPUID[i]);
+    if (this.#gadget === undefined || !(await isThere(this.#gadget))) {
+      this.#gadget = undefined;
+      for (const gva of await findOpcode(this.#memory, paging, CPUID, () => true)) {
+        if (await isThere(gva)) this.#gadget ??= gva;
+      }
+    }
+    if (this.#gadget === undefined) throw noGadget("there is no cpuid instruction in the guest's kernel");
+    return this.#gadget;
+  }
+}
+
+function withApicId(values: CpuidLeaf, leaf: number, apicId: number): CpuidLeaf {
+  if (leaf === 1) return { ...values, ebx: ((values.ebx & 0xffffff) | (apicId << 24)) >>> 0 };
+  if (leaf === 0xb || leaf === 0x1f) return { ...values, edx: apicId };
+  if (leaf === 0x8000001e) return { ...values, eax: apicId };
+  return values;
+}
+
+/** Bits that show what the operating system has enabled in CR4. */
+function withDynamicBits(values: CpuidLeaf, leaf: number, subleaf: number, state: CpuState): CpuidLeaf {
+  const block = new Uint8Array(STATE_SIZE);
+  const shows =
+    (leaf === 1 && ([27, CR4_OSXSAVE] as const)) || (leaf === 7 && subleaf === 0 && ([4, CR4_PKE] as const));
+  if (!shows) return values;
+  state.writeBlock(block);
+  const [bit, mask] = shows;
+  const on = (getRegister(block, 'cr4') & mask) !== 0n;
+  const ecx = on ? values.ecx | (1 << bit) : values.ecx & ~(1 << bit);
+  return { ...values, ecx: ecx >>> 0 };
+}
+
+function noGadget(why: string): KvmiError {
+  return new KvmiError('E_CPUID', `CPUID cannot be read now: ${why}`);
+}

@@ -1,0 +1,140 @@
+import { getS32, getU32, getU64 } from '../../abi/bytes.ts';
+import { KvmiError } from '../../error.ts';
+import type { Gva } from '../../machine/index.ts';
+import { type Section, sectionsOf } from '../elf-file.ts';
+import type { Session } from '../session.ts';
+import { hex } from '../text.ts';
+import type { Walk } from '../walk.ts';
+import type { Finding } from './finding.ts';
+import { symbolic } from './hooks.ts';
+import { sitesOf } from './sites.ts';
+import { readText, type TextImage } from './text.ts';
+
+/*
+ * A kernel's code differs from that of its vmlinux file where it was relocated, and where it was patched for the
+ * processor that it runs on. The file itself lists the latter.
+ */
+
+/** Tables of places by section: relative addresses, and how many bytes each stands for. */
+const SITE_TABLES: readonly (readonly [section: RegExp, length: number])[] = [
+  [/^\.retpoline_sites$/, 6],
+  [/^\.return_sites$/, 5],
+  [/^\.call_sites$/, 5],
+  [/^\.ibt_endbr_seal$/, 4],
+  [/^\.smp_locks$/, 1],
+  // Constants that are known only at boot (asm/runtime-const.h).
+  [/^runtime_ptr_/, 8],
+  [/^runtime_shift_/, 1],
+];
+const MAX_FINDINGS = 256;
+
+/** Compares the code that runs with that of its vmlinux file. */
+export function* checkImage(session: Session, vmlinux: Uint8Array): Walk<Finding[]> {
+  const sections = sectionsOf(Buffer.from(vmlinux.buffer, vmlinux.byteOffset, vmlinux.length));
+  const text = sections.find(({ name }) => name === '.text');
+  const file = text?.content;
+  if (text === undefined || file === undefined) throw wrongFile('it has no section .text');
+  checkBuildId(session, sections);
+  const moved = session.kernel.imageStart - text.address;
+  const now = yield* readText(session);
+  const allowed = new Uint8Array(now.bytes.length);
+  markListed(session, sections, moved, now, allowed);
+  for (const [address, { length }] of (yield* sitesOf(session)).at) mark(now, allowed, address, length);
+  return differences(session, { file, start: Number(now.start - moved - text.address), moved }, now, allowed);
+}
+
+function wrongFile(why: string): KvmiError {
+  return new KvmiError('E_VMLINUX', `the vmlinux file does not fit: ${why}`, {
+    hint: 'Give the uncompressed vmlinux of exactly the kernel that runs in the guest.',
+  });
+}
+
+function checkBuildId(session: Session, sections: readonly Section[]): void {
+  const { buildId } = session.kernel;
+  const notes = sections.find(({ name }) => name === '.notes')?.content;
+  if (buildId === undefined || notes === undefined) return;
+  if (!notes.includes(Buffer.from(buildId, 'hex'))) throw wrongFile(`the guest's build id is ${buildId}`);
+}
+
+function mark(text: TextImage, allowed: Uint8Array, address: Gva, length: number): void {
+  const at = Number(address - text.start);
+  if (at >= 0 && at < allowed.length) allowed.fill(1, at, at + length);
+}
+
+/** What the kernel patched once, at boot. */
+function markListed(
+  session: Session,
+  sections: readonly Section[],
+  moved: bigint,
+  text: TextImage,
+  allowed: Uint8Array,
+): void {
+  for (const { name, address, content } of sections) {
+    const length = SITE_TABLES.find(([pattern]) => pattern.test(name))?.[1];
+    if (length === undefined || content === undefined) continue;
+    for (let at = 0; at + 4 <= content.length; at += 4)
+      mark(text, allowed, address + moved + BigInt(at + getS32(content, at)), length);
+  }
+  const { size, fields } = session.kernel.layouts.get('alternative');
+  const table = sections.find(({ name }) => name === '.altinstructions');
+  const { instruction, length } = fields;
+  if (table?.content === undefined || instruction === undefined || length === undefined) return;
+  for (let at = 0; at + size <= table.content.length; at += size) {
+    const field = at + instruction.offset;
+    const site = table.address + moved + BigInt(field + getS32(table.content, field));
+    mark(text, allowed, site, table.content[at + length.offset]!);
+  }
+}
+
+interface Original {
+  readonly file: Uint8Array;
+  /** Where in `file` the running text starts. */
+  readonly start: number;
+  readonly moved: bigint;
+}
+
+function differences(session: Session, original: Original, now: TextImage, allowed: Uint8Array): Finding[] {
+  const { file, start } = original;
+  const findings: Finding[] = [];
+  const size = Math.min(now.bytes.length, file.length - start);
+  for (let at = 0; at < size; at++) {
+    if (now.bytes[at] === file[start + at] || allowed[at] === 1) continue;
+    const relocated = relocationEnd(original, now.bytes, at);
+    if (relocated > at) {
+      at = relocated - 1;
+      continue;
+    }
+    let stop = at + 1;
+    while (stop < size && stop - at < 16 && now.bytes[stop] !== file[start + stop]) stop++;
+    findings.push({
+      check: 'text',
+      subject: symbolic(session, now.start + BigInt(at)),
+      address: hex(now.start + BigInt(at)),
+      expected: Buffer.from(file.subarray(start + at, start + stop)).toString('hex'),
+      found: Buffer.from(now.bytes.subarray(at, stop)).toString('hex'),
+    });
+    at = stop;
+    if (findings.length >= MAX_FINDINGS) {
+      session.note(`findings about text cut at ${MAX_FINDINGS}`);
+      break;
+    }
+  }
+  return findings;
+}
+
+/**
+ * Where the relocated number that the difference at `at` belongs to ends; `at` when there is none. Absolute addresses
+ * grow by as much as the kernel was moved; distances to per-CPU variables, which stay, shrink by it.
+ */
+function relocationEnd({ file, start, moved }: Original, now: Uint8Array, at: number): number {
+  const by = Number(BigInt.asUintN(32, moved));
+  for (let first = at; first > at - 8 && first >= 0; first--) {
+    if (first + 4 > at) {
+      const difference = (getU32(now, first) - getU32(file, start + first)) >>> 0;
+      if (difference === by || difference === -by >>> 0) return first + 4;
+    }
+    if (first + 8 <= now.length && getU64(now, first) - getU64(file, start + first) === moved)
+      return first + 8;
+  }
+  return at;
+}

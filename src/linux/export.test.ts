@@ -1,0 +1,82 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
+import { sectionsOf } from './elf-file.ts';
+import { isf, isfText, Linux, symbolsElf, typesFromFile } from './index.ts';
+
+describe('what is made from a guest for other tools', () => {
+  let directory: string;
+  let linux: Linux;
+  const guest = new SyntheticLinux();
+  before(async () => {
+    directory = mkdtempSync(join(tmpdir(), 'kvmi-export-'));
+    linux = await Linux.find(guest.memory, { cache: false });
+  });
+  after(() => rmSync(directory, { recursive: true }));
+
+  test('an ISF file has the types, the symbols as they were linked, and the banner', async () => {
+    const file = await isf(linux);
+    const { size, fields, kind } = file.user_types.task_struct!;
+    assert.deepEqual([kind, size], ['struct', 512]);
+    assert.deepEqual(fields.comm, {
+      offset: 80,
+      type: { kind: 'array', count: 16, subtype: { kind: 'base', name: 'char' } },
+    });
+    assert.deepEqual(fields.tasks, { offset: 32, type: { kind: 'struct', name: 'list_head' } });
+    assert.deepEqual(fields.mm?.type, { kind: 'pointer', subtype: { kind: 'base', name: 'void' } });
+    assert.deepEqual(file.symbols.init_task?.type, { kind: 'struct', name: 'task_struct' });
+    const banner = Buffer.from(file.symbols.linux_banner!.constant_data!, 'base64').toString();
+    assert.equal(banner, `${linux.kernel.banner}\n\0`);
+    const { address } = file.symbols.init_task!;
+    assert.equal(
+      address - file.symbols._text!.address,
+      linux.symbols.require('init_task') - linux.symbols.require('_text'),
+    );
+    assert.match(
+      isfText(file),
+      new RegExp(`"init_task":\\{"address":${address},`),
+      'addresses are exact integers',
+    );
+    assert.equal(file.metadata.format, '6.2.0');
+  });
+
+  test('an ISF file gives the types back', async () => {
+    const path = join(directory, 'linux.json');
+    writeFileSync(path, isfText(await isf(linux)));
+    const typed = await Linux.find(guest.memory, { types: typesFromFile(path) });
+    assert.deepEqual((await typed.processes()).rows, (await linux.processes()).rows);
+    assert.deepEqual((await typed.type('cred')).rows, (await linux.type('cred')).rows);
+  });
+
+  test('files that hold no types are refused', () => {
+    for (const [name, content] of [
+      ['empty', ''],
+      ['text', 'no types'],
+      ['json', '{"base_types": {}}'],
+      ['null', 'null'],
+      ['elf', '\x7fELF'],
+    ] as const) {
+      const path = join(directory, name);
+      writeFileSync(path, content);
+      assert.throws(() => typesFromFile(path), { name: 'KvmiError' }, name);
+    }
+    assert.throws(() => typesFromFile(join(directory, 'none')), { code: 'E_TYPES_FILE' });
+  });
+
+  test('the ELF file has each symbol at its address', () => {
+    const file = Buffer.from(symbolsElf(linux));
+    const sections = sectionsOf(file);
+    const table = sections.find(({ name }) => name === '.symtab')!.content!;
+    const strings = sections.find(({ name }) => name === '.strtab')!.content!;
+    assert.equal(table.length / 24, linux.symbols.size + 1);
+    for (const index of [1, 500, linux.symbols.size]) {
+      const at = table.readUInt32LE(24 * index);
+      const name = strings.toString('latin1', at, strings.indexOf(0, at));
+      assert.equal(table.readBigUInt64LE(24 * index + 8), linux.symbols.at(index - 1).address);
+      assert.equal(name, linux.symbols.at(index - 1).name);
+    }
+  });
+});
