@@ -359,7 +359,10 @@ function busyError(where: string): KvmiError {
 }
 
 function closedError(where: string): KvmiError {
-  return new KvmiError('E_GDB_CLOSED', `the connection to the gdbstub at ${where} is closed: QEMU has ended or dropped it`);
+  return new KvmiError(
+    'E_GDB_CLOSED',
+    `the connection to the gdbstub at ${where} is closed: QEMU has ended or dropped it`,
+  );
 }
 
 function timeoutError(command: string, where: string): KvmiError {
