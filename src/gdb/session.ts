@@ -4,11 +4,14 @@ import type { Guest, GuestVcpu } from '../tool/index.ts';
 import type { Channel } from '../transport/index.ts';
 import { answer } from './commands.ts';
 import { Execution, SIGNAL, type StopReason } from './execution.ts';
-import { encodePacket, type Incoming, PacketReader } from './packets.ts';
+import { encodePacket, type Incoming, MAX_PACKET, PacketReader } from './packets.ts';
 import { threadId } from './thread.ts';
 
 /** Packets that wait while one is carried out, at most; the channel is not read meanwhile. */
 const MAX_QUEUED = 32;
+
+/** Bytes that GDB has not taken, at most: it asks for one thing at a time. */
+const MAX_BACKLOG = 64 * MAX_PACKET;
 
 /** What a packet's answer may need besides the guest. */
 export interface SessionOptions {
@@ -25,6 +28,7 @@ export class Session {
   readonly #over = deferred<void>();
   #queue: Promise<unknown> = Promise.resolve();
   #queued = 0;
+  #interrupting = false;
   #last = new Uint8Array(0);
   #ended = false;
   /** Whether packets are acknowledged. */
@@ -91,10 +95,10 @@ export class Session {
         if (this.acknowledging) this.#channel.write(Buffer.from('-'));
         break;
       case 'nak':
-        if (this.acknowledging) this.#channel.write(this.#last);
+        if (this.acknowledging) this.#write(this.#last);
         break;
       case 'interrupt':
-        void this.#enqueue(() => this.#interrupt());
+        this.#queueInterrupt();
         break;
       case 'oversized':
         this.report(new Error('GDB sent a packet that is longer than was agreed'));
@@ -127,6 +131,15 @@ export class Session {
     if (reply !== undefined) this.send(reply);
   }
 
+  #queueInterrupt(): void {
+    if (this.#interrupting) return;
+    this.#interrupting = true;
+    void this.#enqueue(() => {
+      this.#interrupting = false;
+      return this.#interrupt();
+    });
+  }
+
   #interrupt(): Promise<void> | undefined {
     if (!this.execution.running || this.#ended) return undefined;
     return this.execution.halt({ signal: SIGNAL.interrupt, vcpu: this.selected, breakpoint: false });
@@ -151,7 +164,15 @@ export class Session {
     const data = typeof reply === 'string' ? Buffer.from(reply, 'latin1') : reply;
     const packet = new Uint8Array(encodePacket(data));
     this.#last = packet;
-    if (!this.#ended) this.#channel.write(packet);
+    this.#write(packet);
+  }
+
+  #write(packet: Uint8Array): void {
+    if (this.#ended) return;
+    this.#channel.write(packet);
+    if (this.#channel.backlog <= MAX_BACKLOG) return;
+    this.report(new Error('GDB does not read what it asked for'));
+    this.hangUp();
   }
 
   /** Ends the session; what was sent still goes out. */
