@@ -38,6 +38,10 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'report each time the guest executes an instruction',
     load: async () => (await import('./break.ts')).breakCommand,
   },
+  gdb: {
+    summary: 'let GDB debug a VM',
+    load: async () => (await import('./gdb.ts')).gdb,
+  },
   hook: {
     summary: 'hook a VM to an introspection tool, as a device manager does',
     load: async () => (await import('./hook.ts')).hook,
