@@ -44,7 +44,7 @@ describe('kvmi run', { skip: reasonOf('gcc') }, () => {
   it('-v shows its log on standard error, --dialect says what the program speaks', async () => {
     const { code, stdout, stderr } = await run('-v', '--dialect', 'v9', '--', requests, 'v9').finished;
     assert.equal(code, 0, stdout + stderr);
-    assert.match(stderr, /^kvmi: /m);
+    assert.match(stderr, /^kvmi: running .*requests v9$/m);
     assert.doesNotMatch(stdout, /kvmi:/);
   });
 

@@ -44,6 +44,7 @@ export const run = command({
     const { runUnderKvmi } = await import('../../drivers/kvm/index.ts');
     // Only --timeout aborts; a SIGTERM of this process is passed on to the program.
     signal.addEventListener('abort', () => process.kill(process.pid, 'SIGTERM'), { once: true });
+    log.info(`running ${program.join(' ')}`);
     exitWith(await runUnderKvmi(program, { dialect, enabled: !disabled, log }));
   },
 });
