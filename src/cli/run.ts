@@ -10,6 +10,7 @@ import { createLog } from './log.ts';
 import { checkSettings, type Output, type OutputSettings, render } from './output/render.ts';
 import { themeFor } from './output/theme.ts';
 import { type Invocation, parseCommandLine } from './program.ts';
+import { NO_PROGRESS, progressLine } from './progress.ts';
 import type { CommonSettings } from './settings.ts';
 import { Stdout } from './stdout.ts';
 
@@ -92,13 +93,19 @@ class Execution {
 
   #makeContext(settings: CommonSettings): Context {
     const theme = themeFor(process.stderr, settings.color, process.env);
+    const forPeople = process.stderr.isTTY === true && settings.logFormat === 'text' && !settings.quiet;
+    const progress = forPeople ? progressLine((text) => process.stderr.write(text)) : NO_PROGRESS;
     return {
       signal: this.#interruption.signal,
+      progress,
       log: createLog({
         format: settings.logFormat,
         verbosity: settings.verbose + (this.#command.verbose ? 1 : 0),
         theme,
-        write: (line) => process.stderr.write(`${line}\n`),
+        write: (line) => {
+          progress.clear();
+          process.stderr.write(`${line}\n`);
+        },
       }),
       terminal: this.#stdout.terminal,
       theme,
