@@ -93,8 +93,8 @@ export async function ofProcess<T>(
 ): Promise<Rows<T>> {
   const found = await answer;
   if (id === undefined || found.rows.length > 0) return found;
-  const { rows, partial } = await linux.processes();
-  if (partial || rows.some((process) => process.pid === id)) return found;
+  const { rows } = await linux.processes();
+  if (rows.some((process) => process.pid === id)) return found;
   throw new KvmiError('E_NO_PROCESS', `the guest has no process ${id}`, {
     hint: '`kvmi ps VM` lists its processes.',
     data: { pid: id },
