@@ -13,6 +13,7 @@ const ROOMS = {
   machine: ['abi'],
   host: ['abi', 'wire', 'machine', 'transport'],
   tool: ['abi', 'wire', 'machine', 'transport'],
+  gdb: ['abi', 'machine', 'transport', 'tool'],
   linux: ['abi', 'machine'],
   'drivers/embedded': ['abi', 'machine'],
   'drivers/qemu': ['abi', 'machine'],

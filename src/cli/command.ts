@@ -98,6 +98,11 @@ export interface Command<
   readonly stream?: boolean;
   /** Lines of the log that are shown without `-v`, too, when they only inform. */
   readonly verbose?: boolean;
+  /**
+   * Takes `-- PROGRAM ARGUMENT…` and runs it. Standard input and output and the signals of this process are the
+   * program's, so is standard error unless `-v` is given.
+   */
+  readonly runsProgram?: boolean;
   /** Columns of the table when options change them. */
   shown?(options: OptionValues<O>): readonly string[] | undefined;
   /** The form for people, when a table is not it. Lines must be safe for a terminal. */

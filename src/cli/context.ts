@@ -17,6 +17,8 @@ export interface Context {
   readonly terminal: boolean;
   /** For text on standard error. */
   readonly theme: Theme;
+  /** The program and its arguments that follow `--`, for a command that runs one. */
+  readonly program: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
   /** The description of every command. */
   commands(): Promise<readonly Command[]>;

@@ -1,3 +1,4 @@
+import { findKvm } from './drivers/kvm-finder.ts';
 import { findQemu } from './drivers/qemu-finder.ts';
 
 /** A VM that runs on this host, whether kvmi can hook it or not. */
@@ -13,21 +14,34 @@ export interface FoundVm {
   readonly vmm: string;
   /** `tcg`, `kvm`, …; undefined when it is not known. */
   readonly accelerator: string | undefined;
-  /** How to open it: `qemu:/run/vm.qmp`. Undefined: there is no way, see `reason`. */
+  /** How to open it: `qemu:/run/vm.qmp`, `kvm:4711`. Undefined: there is no way, see `reason`. */
   readonly target: string | undefined;
   readonly reason: string | undefined;
 }
 
-/** A way to find VMs. Finders are independent: what one cannot see another may. */
-type Finder = () => Promise<FoundVm[]>;
-
-/** Every finder; a driver adds its own here. */
-const FINDERS: readonly Finder[] = [findQemu];
-
 /** Every VM of this host. */
 export async function discover(): Promise<FoundVm[]> {
-  const found = await Promise.all(FINDERS.map((find) => find()));
-  return found.flat();
+  const [qemu, kvm] = await Promise.all([findQemu(), findKvm()]);
+  return mergeFound(qemu, kvm);
+}
+
+/**
+ * One row for each VM. A QEMU that is hooked through its monitor is shown as that; where there is no way through
+ * the monitor, there may be one through KVM.
+ */
+export function mergeFound(qemu: readonly FoundVm[], kvm: readonly FoundVm[]): FoundVm[] {
+  const throughKvm = new Map(kvm.map((vm) => [vm.pid, vm]));
+  const pids = new Set(qemu.map(({ pid }) => pid));
+  return [
+    ...qemu.map((vm) => (vm.target === undefined ? withWay(vm, throughKvm.get(vm.pid)) : vm)),
+    ...kvm.filter(({ pid }) => !pids.has(pid)),
+  ];
+}
+
+function withWay(vm: FoundVm, other: FoundVm | undefined): FoundVm {
+  if (!other) return vm;
+  if (other.target !== undefined) return { ...vm, target: other.target, reason: undefined };
+  return { ...vm, reason: `${vm.reason}; through KVM: ${other.reason}` };
 }
 
 /** How to name `vm` without a doubt. */

@@ -44,7 +44,8 @@ export function usage(command: Command): string {
   const operands = command.arguments.map(({ name, optional }: Argument<unknown>) =>
     optional ? `[${name}]` : `<${name}>`,
   );
-  return ['kvmi', command.name, '[options]', ...operands].join(' ');
+  const program = command.runsProgram ? ['--', '<PROGRAM>', '[ARGUMENT…]'] : [];
+  return ['kvmi', command.name, '[options]', ...operands, ...program].join(' ');
 }
 
 function targetLines(): string[] {

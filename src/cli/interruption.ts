@@ -23,9 +23,12 @@ export class Interruption {
   readonly #controller = new AbortController();
   readonly #timer: NodeJS.Timeout | undefined;
 
-  /** @param timeout in milliseconds; undefined: none. */
-  constructor(timeout?: number) {
-    for (const name of Object.keys(SIGNALS)) process.on(name, this.#signalled);
+  /**
+   * @param timeout in milliseconds; undefined: none.
+   * @param signals false: they are left to somebody else.
+   */
+  constructor(timeout?: number, signals = true) {
+    if (signals) for (const name of Object.keys(SIGNALS)) process.on(name, this.#signalled);
     if (timeout !== undefined) this.#timer = setTimeout(() => this.end('timeout'), timeout);
   }
 

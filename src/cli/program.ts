@@ -12,6 +12,8 @@ export type Invocation =
       readonly command: Command;
       readonly arguments: readonly unknown[];
       readonly options: Readonly<Record<string, unknown>>;
+      /** What follows `--`, for a command that runs a program. */
+      readonly program: readonly string[];
       readonly settings: CommonSettings;
     }
   /** Help of a command, or of `kvmi` itself. */
@@ -24,7 +26,7 @@ export type Invocation =
  */
 export async function parseCommandLine(argv: readonly string[]): Promise<Invocation> {
   const wantsHelp = argv[0] === 'help' || argv.length === 0;
-  const words = argv[0] === 'help' ? argv.slice(1) : argv;
+  const [words, toRun] = splitProgram(argv[0] === 'help' ? argv.slice(1) : argv);
   const program = parser('kvmi');
   addOptions(program, COMMON_OPTIONS);
   program.addOption(new ParserOption('-h, --help').hideHelp());
@@ -41,7 +43,7 @@ export async function parseCommandLine(argv: readonly string[]): Promise<Invocat
       invocation =
         help || wantsHelp
           ? { kind: 'help', command, settings }
-          : { kind: 'run', command, arguments: sub.processedArgs, options: values, settings };
+          : { kind: 'run', command, arguments: sub.processedArgs, options: values, program: toRun, settings };
     });
     program.addCommand(sub);
   }
@@ -67,7 +69,15 @@ export async function parseCommandLine(argv: readonly string[]): Promise<Invocat
 
 async function versionInvocation(settings: CommonSettings): Promise<Invocation> {
   const command = await COMMANDS.version!.load();
-  return { kind: 'run', command, arguments: [], options: {}, settings };
+  return { kind: 'run', command, arguments: [], options: {}, program: [], settings };
+}
+
+/** Takes off `-- PROGRAM ARGUMENT…`, of which no word is ours, when the command runs a program. */
+function splitProgram(words: readonly string[]): [words: readonly string[], program: readonly string[]] {
+  const command = words.find((word) => Object.hasOwn(COMMANDS, word));
+  const separator = words.indexOf('--');
+  if (separator < 0 || command === undefined || !COMMANDS[command]!.runsProgram) return [words, []];
+  return [words.slice(0, separator), words.slice(separator + 1)];
 }
 
 function parser(name: string): Parser {

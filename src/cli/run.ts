@@ -1,3 +1,5 @@
+import { writeSync } from 'node:fs';
+import { isatty } from 'node:tty';
 import { messageOf } from '../error.ts';
 import type { Command } from './command.ts';
 import { loadCommands } from './commands/index.ts';
@@ -16,6 +18,9 @@ import { Stdout } from './stdout.ts';
 
 /** What a command that was told to end may still take for it. */
 const GRACE_MS = 15_000;
+const STDERR = 2;
+/** With this verbosity nothing is shown. */
+const SILENT = -2;
 
 /** Carries out a command line and returns the exit code. Everything was written when it resolves. */
 export async function run(argv: readonly string[]): Promise<number> {
@@ -26,11 +31,12 @@ export async function run(argv: readonly string[]): Promise<number> {
     return fail(error, earlySettings(argv));
   }
   const { settings } = invocation;
-  const interruption = new Interruption(settings.timeout);
-  const stdout = new Stdout(process.stdout, () => interruption.end('closed'));
+  const runsProgram = invocation.kind === 'run' && invocation.command.runsProgram === true;
+  const interruption = new Interruption(settings.timeout, !runsProgram);
+  const stdout = new Stdout(() => interruption.end('closed'));
   try {
     if (invocation.kind === 'run') return await new Execution(invocation, interruption, stdout).run();
-    const theme = themeFor(process.stdout, settings.color, process.env);
+    const theme = themeFor({ isTTY: stdout.terminal }, settings.color, process.env);
     await stdout.write(invocation.command ? commandHelp(invocation.command, theme) : programHelp(theme));
     return EXIT.ok.code;
   } catch (error) {
@@ -54,6 +60,15 @@ function fail(error: unknown, settings: Pick<CommonSettings, 'logFormat' | 'colo
     settings.logFormat === 'json' ? errorJson(error) : errorText(error, theme, settings.verbose > 1);
   process.stderr.write(`${text}\n`);
   return exitCodeOf(error);
+}
+
+/** Writes to the standard error that a program shares, without making it non-blocking. */
+function writeShared(text: string): void {
+  try {
+    writeSync(STDERR, text);
+  } catch {
+    // The program's reader is gone or slow: the program matters more than the log.
+  }
 }
 
 /** One run of a command. */
@@ -92,23 +107,28 @@ class Execution {
   }
 
   #makeContext(settings: CommonSettings): Context {
-    const theme = themeFor(process.stderr, settings.color, process.env);
-    const forPeople = process.stderr.isTTY === true && settings.logFormat === 'text' && !settings.quiet;
-    const progress = forPeople ? progressLine((text) => process.stderr.write(text)) : NO_PROGRESS;
+    const onTerminal = isatty(STDERR);
+    const theme = themeFor({ isTTY: onTerminal }, settings.color, process.env);
+    const { runsProgram, verbose } = this.#command;
+    const silent = runsProgram && settings.verbose === 0;
+    const write = runsProgram ? writeShared : (text: string) => void process.stderr.write(text);
+    const shown = onTerminal && settings.logFormat === 'text' && !settings.quiet && !runsProgram;
+    const progress = shown ? progressLine(write) : NO_PROGRESS;
     return {
       signal: this.#interruption.signal,
       progress,
       log: createLog({
         format: settings.logFormat,
-        verbosity: settings.verbose + (this.#command.verbose ? 1 : 0),
+        verbosity: silent ? SILENT : settings.verbose + (verbose ? 1 : 0),
         theme,
         write: (line) => {
           progress.clear();
-          process.stderr.write(`${line}\n`);
+          write(`${line}\n`);
         },
       }),
       terminal: this.#stdout.terminal,
       theme,
+      program: this.#invocation.program,
       env: process.env,
       commands: loadCommands,
       partial: (reason) => {
@@ -136,13 +156,13 @@ class Execution {
       ...(command.text && { text: command.text.bind(command) }),
       reasons: this.#reasons,
     };
-    const theme = themeFor(process.stdout, settings.color, process.env);
-    const { terminal, width } = this.#stdout;
-    const destination = { terminal, theme, ...(width !== undefined && { width }) };
     if (command.columns.length === 0) {
       for await (const _ of output.rows);
       return;
     }
+    const { terminal, width } = this.#stdout;
+    const theme = themeFor({ isTTY: terminal }, settings.color, process.env);
+    const destination = { terminal, theme, ...(width !== undefined && { width }) };
     for await (const line of render(output, outputSettings, destination))
       await this.#stdout.write(`${line}\n`);
   }

@@ -1,20 +1,30 @@
-/** Standard output, written with the reader's pace. */
+import { isatty } from 'node:tty';
+
+const DESCRIPTOR = 1;
+
+/**
+ * Standard output, written with the reader's pace. It is not touched before it is used: Node.js makes a pipe
+ * non-blocking, for a program that shares it, too.
+ */
 export class Stdout {
-  readonly #stream: NodeJS.WriteStream;
+  readonly #onClosed: () => void;
+  #opened: NodeJS.WriteStream | undefined;
   #closed = false;
 
   /** @param onClosed called when nobody reads any more. */
-  constructor(stream: NodeJS.WriteStream, onClosed: () => void) {
-    this.#stream = stream;
-    stream.on('error', () => {
-      this.#closed = true;
-      onClosed();
-    });
+  constructor(onClosed: () => void) {
+    this.#onClosed = onClosed;
   }
 
-  get terminal(): boolean {
-    return this.#stream.isTTY === true;
+  get #stream(): NodeJS.WriteStream {
+    this.#opened ??= process.stdout.on('error', () => {
+      this.#closed = true;
+      this.#onClosed();
+    });
+    return this.#opened;
   }
+
+  readonly terminal = isatty(DESCRIPTOR);
 
   /** Characters in a line of the terminal; undefined when it is none. */
   get width(): number | undefined {

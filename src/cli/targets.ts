@@ -3,6 +3,7 @@ import { type Argument, argument, optionalArgument } from './command.ts';
 import type { Context } from './context.ts';
 import { discover, type FoundVm, handleOf } from './discover.ts';
 import { EMBEDDED_TARGET } from './drivers/embedded.ts';
+import { KVM_TARGET } from './drivers/kvm.ts';
 import { LIBVIRT_TARGET, QEMU_TARGET } from './drivers/qemu.ts';
 import { SNAPSHOT_TARGET } from './drivers/snapshot.ts';
 import { didYouMean } from './suggest.ts';
@@ -10,7 +11,13 @@ import type { OpenedVm, TargetKind } from './target-kind.ts';
 import { text } from './values.ts';
 
 /** Every kind; a driver adds its own here. */
-const TARGET_KINDS: readonly TargetKind[] = [QEMU_TARGET, LIBVIRT_TARGET, SNAPSHOT_TARGET, EMBEDDED_TARGET];
+const TARGET_KINDS: readonly TargetKind[] = [
+  QEMU_TARGET,
+  LIBVIRT_TARGET,
+  KVM_TARGET,
+  SNAPSHOT_TARGET,
+  EMBEDDED_TARGET,
+];
 
 /** `qemu:` and the like. */
 export const TARGET_PREFIXES = TARGET_KINDS.map(({ prefix }) => `${prefix}:`);
@@ -94,10 +101,15 @@ function noSuchVm(wanted: string, found: readonly FoundVm[]): KvmiError {
 }
 
 function ambiguous(why: string, candidates: readonly FoundVm[]): KvmiError {
-  const list = candidates.map((vm) => `${handleOf(vm)} (${vm.name})`);
+  // One process may have several VMs.
+  const pids = new Set(candidates.map(({ pid }) => pid));
+  const handles = candidates.map((vm) =>
+    pids.size < candidates.length && vm.target !== undefined ? vm.target : handleOf(vm),
+  );
+  const list = candidates.map((vm, i) => `${handles[i]} (${vm.name})`);
   return new KvmiError('E_AMBIGUOUS_VM', `${why}: ${list.join(', ')}`, {
-    hint: `Say which: ${candidates.map(handleOf).join(' or ')}.`,
-    data: { candidates: candidates.map(handleOf) },
+    hint: `Say which: ${handles.join(' or ')}.`,
+    data: { candidates: handles },
   });
 }
 

@@ -7,6 +7,7 @@ import { ChannelWrapper } from './wrapper.ts';
 export class PrefixedChannel extends ChannelWrapper {
   readonly #prefix: Uint8Array[];
   #handler: ChannelHandler | undefined;
+  #paused = true;
 
   constructor(inner: Channel, prefix: readonly Uint8Array[]) {
     super(inner);
@@ -18,8 +19,15 @@ export class PrefixedChannel extends ChannelWrapper {
     this.inner.open(handler);
   }
 
+  override pause(): void {
+    this.#paused = true;
+    this.inner.pause();
+  }
+
+  /** The handler may pause again while the first bytes are delivered. */
   override resume(): void {
-    for (let bytes = this.#prefix.shift(); bytes; bytes = this.#prefix.shift()) this.#handler?.data(bytes);
-    this.inner.resume();
+    this.#paused = false;
+    while (!this.#paused && this.#prefix.length > 0) this.#handler?.data(this.#prefix.shift()!);
+    if (!this.#paused) this.inner.resume();
   }
 }

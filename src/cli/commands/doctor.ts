@@ -1,7 +1,7 @@
 import { messageOf } from '../../error.ts';
 import type { Check, Severity } from '../checks/check.ts';
 import { HOST_CHECKS } from '../checks/host.ts';
-import { KVM_CHECKS } from '../checks/kvm.ts';
+import { kvmChecks } from '../checks/kvm.ts';
 import { QEMU_CHECKS } from '../checks/qemu.ts';
 import { command } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
@@ -9,7 +9,9 @@ import type { Row } from '../output/columns.ts';
 import { printable } from '../output/printable.ts';
 
 /** Every check; a driver adds its own here. */
-const CHECKS: readonly Check[] = [...HOST_CHECKS, ...KVM_CHECKS, ...QEMU_CHECKS];
+async function allChecks(): Promise<readonly Check[]> {
+  return [...HOST_CHECKS, ...(await kvmChecks()), ...QEMU_CHECKS];
+}
 
 const SIGNS: Readonly<Record<Severity, string>> = { ok: 'ok', info: '--', warning: '!!', error: 'XX' };
 
@@ -52,7 +54,7 @@ export const doctor = command({
     }
   },
   async *run(context) {
-    for (const check of CHECKS) {
+    for (const check of await allChecks()) {
       for await (const row of examine(check)) {
         if (row.severity === 'error') context.exitWith(EXIT.error.code);
         yield row;

@@ -3,6 +3,8 @@ import type { Command } from '../command.ts';
 /** A subcommand by name; its description is loaded when it is needed. */
 export interface CommandEntry {
   readonly summary: string;
+  /** See Command.runsProgram. */
+  readonly runsProgram?: boolean;
   load(): Promise<Command>;
 }
 
@@ -112,9 +114,22 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'report each time the guest executes an instruction',
     load: async () => (await import('./break.ts')).breakCommand,
   },
+  gdb: {
+    summary: 'let GDB debug a VM',
+    load: async () => (await import('./gdb.ts')).gdb,
+  },
   hook: {
     summary: 'hook a VM to an introspection tool, as a device manager does',
     load: async () => (await import('./hook.ts')).hook,
+  },
+  attach: {
+    summary: 'hook a VM on KVM to an introspection tool by the process of its VMM',
+    load: async () => (await import('./attach.ts')).attach,
+  },
+  run: {
+    summary: 'run a VMM as on a kernel with KVM introspection',
+    runsProgram: true,
+    load: async () => (await import('./run.ts')).run,
   },
   completion: {
     summary: 'print a completion script for a shell',

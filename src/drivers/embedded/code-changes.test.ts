@@ -95,6 +95,20 @@ describe('embedded: code that changes', () => {
     assert.equal(guest.get('rax'), 0x60007n);
   });
 
+  test('code that is entered at every byte takes bounded memory', () => {
+    const guest = new BareGuest('f4', { memory: 4 * 1024 * 1024 });
+    guest.machine.memory.data.setBigUint64(0x3008, 0x200087n, true);
+    guest.write(0x200000, new Uint8Array(0x40000).fill(0x90));
+    let executed = 0;
+    for (let at = 0; at < 0x20000; at++) {
+      guest.rip = BigInt(0x200000 + at);
+      executed += guest.machine.run(64);
+    }
+    assert.equal(executed, 64 * 0x20000);
+    const cached = guest.machine.memory.code.pages.reduce((sum, { blocks }) => sum + blocks.length, 0);
+    assert.ok(cached < 10_000, `${cached} blocks are kept`);
+  });
+
   test('more code than is kept runs all the same', () => {
     const guest = new BareGuest('f4', { memory: 16 * 1024 * 1024 });
     const { memory } = guest.machine;

@@ -1,4 +1,3 @@
 export * from './guest.ts';
 export { type Crash, EmbeddedMachine, type EmbeddedMachineOptions, type GuestImage } from './machine.ts';
 export { type CrashReason, EmbeddedVcpu } from './vcpu.ts';
-export type { MemoryView } from './views.ts';

@@ -217,6 +217,18 @@ describe('embedded: the machine', () => {
       }
     });
 
+    test('a handler cannot run a machine', () => {
+      const { guest, machine, handler, vcpu } = attached('cc f4');
+      machine.arm({ kind: 'breakpoint', vcpu });
+      handler.answer = () => {
+        new BareGuest(COUNT).machine.run(1);
+        return { action: 'continue' };
+      };
+      machine.run(10);
+      assert.equal((handler.closedWith as Error & { code: string }).code, 'E_REENTRANT');
+      assert.equal(guest.vector, 3);
+    });
+
     test('a trap of another machine’s vCPU cannot be armed', () => {
       const { machine } = attached(COUNT);
       const { vcpus } = new BareGuest(COUNT).machine;

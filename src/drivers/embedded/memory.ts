@@ -3,7 +3,7 @@ import { GPA_LIMIT, type MemoryRegion, PAGE_SIZE, type PhysicalMemory } from '..
 import { CodeCache } from './cpu/code.ts';
 
 /** Frames that can be added at run time. */
-export const SPARE_FRAMES = 64;
+const SPARE_FRAMES = 64;
 /** Offsets in the backing store must fit an int32. */
 const SIZE_LIMIT = 2 ** 31 - (SPARE_FRAMES + 1) * PAGE_SIZE;
 /** What `frameOf` answers for an address with nothing behind it. */
@@ -21,6 +21,8 @@ export class GuestMemory implements PhysicalMemory {
   /** Frame that reads as 0xff. */
   readonly unbacked: number;
   readonly code: CodeCache;
+  /** Counts writes from outside the guest. */
+  writes = 0;
   readonly #ramPages: number;
   /** Frames added at run time by gfn. */
   readonly #added = new Map<number, number>();
@@ -63,6 +65,7 @@ export class GuestMemory implements PhysicalMemory {
 
   write(gpa: number, from: Uint8Array): boolean {
     if (!this.#pieces(gpa, from.length, () => {})) return false;
+    this.writes++;
     return this.#pieces(gpa, from.length, (at, begin, length) => {
       this.bytes.set(from.subarray(begin, begin + length), at);
       this.wrote(at, length);

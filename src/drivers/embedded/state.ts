@@ -20,6 +20,8 @@ import { CS, DS, ES, FS, GS, LDTR, SEGMENT_BASE, SS, TR } from './cpu/slots.ts';
 const KVM_ORDER = [0, 6, 2, 4, 12, 14, 8, 10, 16, 18, 20, 22, 24, 26, 28, 30];
 const RIP = kvmRegs.offsetOf('rip');
 const RFLAGS = kvmRegs.offsetOf('rflags');
+/** Where kvm_regs begins in the block, in words of 32 bits. */
+const REGS_WORD = REGS_OFFSET / 4;
 const CR2 = SREGS_OFFSET + kvmSregs.offsetOf('cr2');
 const VIEW = vcpuState.offsetOf('view');
 
@@ -59,7 +61,8 @@ function putHalves(into: Uint8Array, at: number, lo: number, hi: number): void {
  */
 export class StateBlock {
   readonly #cpu: Cpu;
-  readonly #system = new Uint8Array(STATE_SIZE);
+  readonly #block = new Uint8Array(STATE_SIZE);
+  readonly #words = new Int32Array(this.#block.buffer);
   #epoch = -1;
 
   constructor(cpu: Cpu) {
@@ -73,14 +76,18 @@ export class StateBlock {
       this.#updateSystem();
       this.#epoch = c.systemEpoch;
     }
-    into.set(this.#system);
-    putU16(into, VIEW, c.view.number);
+    putU16(this.#block, VIEW, c.view.number);
+    const { r } = c;
+    const words = this.#words;
     for (let i = 0; i < 16; i++) {
       const slot = KVM_ORDER[i]!;
-      putHalves(into, REGS_OFFSET + 8 * i, c.r[slot]!, c.r[slot + 1]!);
+      words[REGS_WORD + 2 * i] = r[slot]!;
+      words[REGS_WORD + 2 * i + 1] = r[slot + 1]!;
     }
-    putHalves(into, REGS_OFFSET + RIP, c.ripLo, c.ripHi);
-    putU32(into, REGS_OFFSET + RFLAGS, getFlags(c));
+    words[REGS_WORD + RIP / 4] = c.ripLo;
+    words[REGS_WORD + RIP / 4 + 1] = c.ripHi;
+    words[REGS_WORD + RFLAGS / 4] = getFlags(c);
+    into.set(this.#block);
   }
 
   /** Sets the general registers, rip and rflags from struct kvm_regs. */
@@ -99,7 +106,7 @@ export class StateBlock {
 
   #updateSystem(): void {
     const c = this.#cpu;
-    const block = this.#system;
+    const block = this.#block;
     block[0] = c.mode64 ? 8 : c.segments[CS]!.big ? 4 : 2;
     for (const [name, segment] of SEGMENTS) {
       const at = SREGS_OFFSET + kvmSregs.offsetOf(name);

@@ -360,6 +360,16 @@ describe('embedded: stops', () => {
       assert.equal(handler.kinds.length, 10);
     });
 
+    test('an interrupt ends HLT all the same', () => {
+      const { guest, handler } = trapped('fb f4 48 ff c0 f4', { kind: 'singlestep' });
+      guest.machine.run(10);
+      assert.equal(guest.get('rax'), 0n);
+      guest.machine.interrupt(0x40);
+      guest.machine.run(1);
+      assert.equal(guest.get('rax'), 1n);
+      assert.equal(handler.kinds.length, 3);
+    });
+
     test('an exception counts as a step, to its handler', () => {
       const { guest, handler } = trapped('0f 0b', { kind: 'singlestep' });
       const rips: bigint[] = [];
@@ -479,6 +489,44 @@ describe('embedded: stops', () => {
       assert.equal(guest.machine.memory.data.getBigUint64(BARE.data, true), 0x1111111111111111n);
     });
 
+    test('what a handler changes before it lets an access go on counts', () => {
+      const { guest, handler } = trapped(STORE, page(ACCESS.read));
+      guest.set('rax', 1n);
+      answerFirst(handler, CONTINUE, () => {
+        const vcpu = guest.machine.vcpus[0]!;
+        const state = new Uint8Array(STATE_SIZE);
+        vcpu.readState(state);
+        const regs = regsOf(state).slice();
+        regs[0] = 2;
+        vcpu.writeRegisters(regs);
+      });
+      guest.machine.run(20);
+      assert.equal(guest.machine.memory.data.getBigUint64(BARE.data, true), 2n);
+      assert.equal(handler.stops.length, 1);
+    });
+
+    test('a singlestep that is armed in a page stop comes after that instruction', () => {
+      const { guest, handler } = trapped(STORE, page(ACCESS.read));
+      answerFirst(handler, CONTINUE, () => {
+        guest.machine.arm({ kind: 'singlestep', vcpu: guest.machine.vcpus[0]! });
+      });
+      guest.machine.run(1);
+      assert.deepEqual(handler.kinds, ['page', 'singlestep']);
+      assert.equal(guest.rip, BigInt(BARE.code + 8));
+    });
+
+    test('rip is that of the instruction, in the middle of a block too', () => {
+      const { guest, handler } = trapped(`48 ff c0 ${STORE.replace('f4', STORE)}`, page(ACCESS.read));
+      const rips: number[] = [];
+      handler.answer = () => {
+        rips.push(Number(guest.rip) - BARE.code);
+        return CONTINUE;
+      };
+      guest.machine.run(20);
+      assert.deepEqual(rips, [3, 11]);
+      assert.equal(guest.get('rax'), 1n);
+    });
+
     test('what the page walk does is not reported', () => {
       const { guest, handler } = trapped(STORE, page(0, BARE.pageTable >> 12), page(0, BARE.pml4 >> 12));
       guest.machine.run(20);
@@ -527,6 +575,24 @@ describe('embedded: stops', () => {
       assert.equal(guest.machine.run(20), 0, trap.kind);
       assert.equal(handler.stops.length, 1, trap.kind);
     }
+  });
+
+  test('what a handler let through happens before an interrupt that came meanwhile', async () => {
+    const { guest, handler } = trapped(`fb 90 ${STORE}`, page(ACCESS.read));
+    guest.set('rax', 3n);
+    let answer: (answer: Answer) => void = () => {};
+    handler.answer = () =>
+      new Promise((resolve) => {
+        answer = resolve;
+      });
+    guest.machine.run(10);
+    guest.machine.interrupt(0x40);
+    answer(CONTINUE);
+    await new Promise(setImmediate);
+    guest.machine.run(10);
+    assert.deepEqual(handler.kinds, ['page']);
+    assert.equal(guest.machine.memory.data.getBigUint64(BARE.data, true), 3n);
+    assert.equal(guest.vector, 0x40);
   });
 
   test('a stop is open until its promise is there, and other vCPUs go on', async () => {

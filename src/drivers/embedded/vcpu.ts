@@ -15,7 +15,7 @@ import { hasErrorCode } from './cpu/constants.ts';
 import { Cpu, type CpuSurroundings } from './cpu/cpu.ts';
 import { cpuidLeaf } from './cpu/cpuid.ts';
 import { GuestEvent } from './cpu/event.ts';
-import { EXIT, run } from './cpu/run.ts';
+import { EXIT, type Exit, run } from './cpu/run.ts';
 import { ARMED, ATTENTION } from './cpu/signals.ts';
 import { highHalf, lowHalf } from './cpu/wide.ts';
 import { isAcceptableXsave } from './cpu/xsave.ts';
@@ -49,6 +49,9 @@ const ARMED_BIT = {
 } as const;
 const CR_BIT = { 0: ARMED.cr0, 3: ARMED.cr3, 4: ARMED.cr4 } as const;
 
+/** Whether some vCPU runs: parts of the interpreter are shared by all of them. */
+let inGuest = false;
+
 /** One vCPU of an embedded machine: the processor, and its conversation with the handler. */
 export class EmbeddedVcpu implements Vcpu {
   readonly index: number;
@@ -62,11 +65,14 @@ export class EmbeddedVcpu implements Vcpu {
   readonly #event = new GuestEvent();
   /** While a promise of the handler is open: what happens when the handler goes away instead of answering. */
   #abandoned: (() => void) | undefined;
+  /** Whether the page stop that was answered last was let go on. */
+  #goesOn = false;
 
   constructor(index: number, apic: Apic, surroundings: CpuSurroundings, owner: VcpuOwner) {
     this.index = index;
     this.started = index === 0;
     this.cpu = new Cpu(index, apic, surroundings);
+    this.cpu.onPageStop = this.#pageStop;
     this.#state = new StateBlock(this.cpu);
     this.#owner = owner;
   }
@@ -97,6 +103,7 @@ export class EmbeddedVcpu implements Vcpu {
       throw new KvmiError('E_ARGUMENT', `writeRegisters: kvm_regs has 144 bytes, not ${regs.length}`);
     }
     this.#state.writeRegisters(regs);
+    this.cpu.changes++;
   }
 
   readMsr(index: number): bigint | undefined {
@@ -185,22 +192,35 @@ export class EmbeddedVcpu implements Vcpu {
     this.cpu.attention |= ATTENTION.leave;
   }
 
-  /** Runs up to `budget` instructions, handling stops; returns how many ran. */
+  /** Runs up to `budget` instructions, handling stops; returns how many ran. Not for use in a handler. */
   run(budget: number): number {
-    const c = this.cpu;
-    c.attention &= ~ATTENTION.leave;
+    if (inGuest) {
+      throw new KvmiError('E_REENTRANT', 'a handler cannot run a machine: it is called from within one', {
+        hint: 'Answer the stop; the machine goes on by itself.',
+      });
+    }
+    inGuest = true;
+    this.cpu.attention &= ~ATTENTION.leave;
     let executed = 0;
-    while (executed < budget && this.runnable) {
-      const share = budget - executed;
-      const exit = run(c, share);
-      if (exit === EXIT.stop) this.#stopped();
-      else if (exit === EXIT.request) this.serveRequest();
-      else if (exit === EXIT.shutdown) this.crash('triple fault');
-      executed += share - c.left;
-      if (exit === EXIT.halt || exit === EXIT.leave) break;
+    try {
+      while (executed < budget && this.runnable) {
+        const share = budget - executed;
+        const exit = run(this.cpu, share);
+        this.#handle(exit);
+        executed += share - this.cpu.left;
+        if (exit === EXIT.halt || exit === EXIT.leave) break;
+      }
+    } finally {
+      inGuest = false;
     }
     this.instructions += executed;
     return executed;
+  }
+
+  #handle(exit: Exit): void {
+    if (exit === EXIT.stop) this.#stopped();
+    else if (exit === EXIT.request) this.serveRequest();
+    else if (exit === EXIT.shutdown) this.crash('triple fault');
   }
 
   /** Calls the handler for a request, if there is one. */
@@ -235,6 +255,28 @@ export class EmbeddedVcpu implements Vcpu {
     if (!this.#owner.handler) this.#unanswered();
     else this.#ask(this.#askStop, this.#answered, this.#unanswered);
   }
+
+  /**
+   * A page stop from within an instruction: most are let go on with nothing changed, and then the instruction just
+   * goes on. True in that case.
+   */
+  readonly #pageStop = (): boolean => {
+    const c = this.cpu;
+    const attention = c.attention & ~ATTENTION.grant;
+    const changes = c.changes + c.memory.writes;
+    this.#goesOn = false;
+    if (this.#owner.handler) this.#ask(this.#askStop, this.#answeredPage, this.#unanswered);
+    else this.#unanswered();
+    if (this.waiting) this.leave();
+    const unchanged =
+      (c.attention & ~ATTENTION.grant) === attention && c.changes + c.memory.writes === changes;
+    return this.#goesOn && unchanged;
+  };
+
+  readonly #answeredPage = (answer: Answer): void => {
+    this.#goesOn = answer.action === 'continue';
+    this.#answered(answer);
+  };
 
   /* Kept, so that a stop allocates nothing. */
   readonly #askStop = () => this.#owner.handler!.stop(this, this.cpu.stop);

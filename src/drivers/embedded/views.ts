@@ -3,7 +3,7 @@ import type { Cpu } from './cpu/cpu.ts';
 import { type GuestMemory, UNBACKED } from './memory.ts';
 
 /** Views that a machine can have, view 0 included. */
-export const VIEW_LIMIT = 16;
+const VIEW_LIMIT = 16;
 
 /** One view of guest-physical memory: who may do what to which frame, and which frame is shown where. */
 export class MemoryView {

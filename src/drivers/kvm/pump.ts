@@ -6,6 +6,11 @@ import { libc } from './libc.ts';
 
 /** How long one wait lasts at most, in ms: timers of the event loop may be this late. */
 const SLICE_MS = 10;
+/**
+ * How often the event loop turns without waiting after something has happened: callbacks of setImmediate that it has
+ * led to must not wait for a slice to end.
+ */
+const TURNS_AFTER_EVENT = 6;
 const POLLFD_SIZE = 8;
 
 /** A descriptor that the pump waits for. */
@@ -34,6 +39,7 @@ export class Pump {
   #fds = new Uint8Array(16 * POLLFD_SIZE);
   #list: Entry[] = [];
   #running = false;
+  #turnsLeft = TURNS_AFTER_EVENT;
   #loopFd: number | undefined;
 
   /** Calls `ready` with the POLL bits that are set whenever any is. */
@@ -90,8 +96,9 @@ export class Pump {
       });
     }
     const list = this.#fill();
-    const timeout = this.#loopFd < 0 ? 1 : SLICE_MS;
-    const count = libc().poll(this.#fds, list.length + 1, timeout);
+    const count = libc().poll(this.#fds, list.length + 1, this.#timeout());
+    if (count !== 0) this.#turnsLeft = TURNS_AFTER_EVENT;
+    else if (this.#turnsLeft > 0) this.#turnsLeft--;
     if (count > 0) {
       for (let i = 0; i < list.length; i++) {
         const events = getU16(this.#fds, i * POLLFD_SIZE + 6);
@@ -106,6 +113,11 @@ export class Pump {
   readonly #check = (): void => {
     for (const check of this.#afterWait) check();
   };
+
+  #timeout(): number {
+    if (this.#turnsLeft > 0) return 0;
+    return this.#loopFd === undefined || this.#loopFd < 0 ? 1 : SLICE_MS;
+  }
 
   #fill(): Entry[] {
     const list = this.#list;

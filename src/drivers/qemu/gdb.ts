@@ -78,7 +78,9 @@ export class GdbClient {
     this.#where = where;
     socket.setNoDelay(true);
     socket.on('data', (chunk) => this.#receive(chunk));
-    socket.on('error', (cause) => this.#end(connectError(where, cause)));
+    socket.on('error', (cause) => {
+      this.#end(this.#synchronising ? connectError(where, cause) : closedError(where));
+    });
     socket.on('close', () => this.#end(closedError(where)));
   }
 
@@ -149,7 +151,8 @@ export class GdbClient {
 
   /** Asks for a stop; the stop reply comes even when something else stops the guest first. */
   interrupt(): void {
-    if (!this.#ended && this.#running) this.#socket.write(INTERRUPT, 'latin1');
+    // The stub drops what comes before the acknowledgement that it waits for.
+    if (!this.#ended && this.#running) this.#send(INTERRUPT);
   }
 
   /** The guest runs though it was not resumed from here: somebody else let it. */
@@ -356,7 +359,10 @@ function busyError(where: string): KvmiError {
 }
 
 function closedError(where: string): KvmiError {
-  return new KvmiError('E_GDB_CLOSED', `the connection to the gdbstub at ${where} is closed`);
+  return new KvmiError(
+    'E_GDB_CLOSED',
+    `the connection to the gdbstub at ${where} is closed: QEMU has ended or dropped it`,
+  );
 }
 
 function timeoutError(command: string, where: string): KvmiError {

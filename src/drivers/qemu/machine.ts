@@ -98,6 +98,8 @@ export class QemuMachine implements Machine {
         const backend = {
           read: (at: number, into: Uint8Array) => source.read(offset + at, into),
           write: (at: number, from: Uint8Array) => this.#write(gpa + at, from, source, offset + at),
+          nextData: (at: number) =>
+            source.nextData ? (source.nextData(offset + at) ?? Infinity) - offset : at,
         };
         return { gpa, size, readonly, backend };
       }),

@@ -1,6 +1,7 @@
 import { closeSync, fstatSync, openSync, readSync, writeSync } from 'node:fs';
 import type { Awaitable } from '../../awaitable.ts';
 import { messageOf } from '../../error.ts';
+import { MappedFile } from './mapped-file.ts';
 import { parseHostAddress, type RamRange } from './memory-map.ts';
 import { descriptorOf, type Mapping, readMappings } from './process.ts';
 import type { QmpTransport } from './qmp.ts';
@@ -13,6 +14,8 @@ export interface RamSource {
   read(offset: number, into: Uint8Array): Awaitable<boolean>;
   /** Stores bytes without telling the vCPUs; undefined where only QEMU itself can write. */
   readonly write?: (offset: number, from: Uint8Array) => boolean;
+  /** Where the next bytes that may not be zero are, where the source can tell; undefined: nowhere. */
+  readonly nextData?: (offset: number) => number | undefined;
   close(): void;
 }
 
@@ -104,11 +107,54 @@ class FileRam implements RamSource {
   }
 }
 
-/** The file that QEMU shares the guest's memory through. Reading a hole of it allocates nothing. */
+/** Reads at least this long go through a mapping: it costs more to set up than a few small reads. */
+const MAPPED_READ = 16 * 1024;
+
+/** The file that QEMU shares the guest's memory through: mapped, where that is possible, for long reads. */
+class SharedRam extends FileRam {
+  readonly #fd: number;
+  readonly #base: number;
+  readonly #size: number;
+  /** Null when the file cannot be mapped. */
+  #mapped: MappedFile | undefined | null;
+
+  constructor(fd: number, base: number, size: number) {
+    super('shared memory', fd, base);
+    this.#fd = fd;
+    this.#base = base;
+    this.#size = size;
+  }
+
+  override read(offset: number, into: Uint8Array): boolean {
+    if (into.length >= MAPPED_READ && this.#map()?.copy(this.#base + offset, into)) return true;
+    return super.read(offset, into);
+  }
+
+  nextData = (offset: number): number | undefined => {
+    const mapped = this.#map();
+    if (!mapped) return offset;
+    const next = mapped.nextData(this.#base + offset);
+    return next === undefined ? undefined : Math.max(offset, next - this.#base);
+  };
+
+  #map(): MappedFile | undefined {
+    if (this.#mapped === undefined) this.#mapped = MappedFile.map(this.#fd, this.#size) ?? null;
+    return this.#mapped ?? undefined;
+  }
+
+  override close(): void {
+    this.#mapped?.close();
+    this.#mapped = null;
+    super.close();
+  }
+}
+
+/** Reading a hole of the file allocates nothing. */
 function openShared(path: string, base: number, end: number): RamSource | undefined {
   try {
     const fd = openSync(path, 'r+');
-    if (fstatSync(fd).size >= base + end) return new FileRam('shared memory', fd, base);
+    const { size } = fstatSync(fd);
+    if (size >= base + end) return new SharedRam(fd, base, size);
     closeSync(fd);
   } catch {
     // Without the right to open it, /proc/PID/mem is next.

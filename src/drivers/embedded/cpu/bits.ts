@@ -8,7 +8,7 @@ import { undefinedOpcode } from './raise.ts';
 const undefinedSize: Run = (c) => undefinedOpcode(c);
 
 /** What BTS, BTR and BTC do with the bit; BT does nothing. */
-export type BitChange = ((value: number, mask: number) => number) | undefined;
+type BitChange = ((value: number, mask: number) => number) | undefined;
 
 /** By the encoding of the four instructions. */
 export const BIT_CHANGES: readonly BitChange[] = [

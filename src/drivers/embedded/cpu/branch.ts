@@ -11,7 +11,7 @@ import { moveStack, nativeSize, peekNative, pushNative } from './stack.ts';
  */
 
 /** Sets rip to a position relative to the page of code. */
-export function goTo(c: Cpu, offset: number, offsetHi: number): void {
+function goTo(c: Cpu, offset: number, offsetHi: number): void {
   const base = c.r[CODE_BASE]!;
   const lo = (base + offset) | 0;
   c.ripLo = lo;

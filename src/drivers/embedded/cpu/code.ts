@@ -2,8 +2,9 @@ import type { Op } from './op.ts';
 
 /** Bytes that one bit of {@link CodePage} stands for when writes are compared with decoded code. */
 const CHUNK_SHIFT = 6;
-/** Pages with decoded code that are kept before all of it is dropped. */
+/** Pages with decoded code, and instructions in blocks, that are kept before all of it is dropped. */
 const PAGE_LIMIT = 512;
+const SIZE_LIMIT = 300_000;
 
 /** Instructions that are executed one after the other: only the last one can go elsewhere. */
 export class Block {
@@ -79,9 +80,16 @@ export class CodeCache {
   readonly #pages = new Map<number, CodePage>();
   /** By frame number: whether a write to the frame must be looked at. */
   readonly #hasCode: Uint8Array;
+  /** Instructions that were put into blocks since everything was dropped last. */
+  #size = 0;
 
   constructor(frames: number) {
     this.#hasCode = new Uint8Array(frames);
+  }
+
+  /** Every page that has, or had, decoded code. */
+  get pages(): readonly CodePage[] {
+    return [...this.#pages.values()];
   }
 
   hasCode(frame: number): boolean {
@@ -92,15 +100,21 @@ export class CodeCache {
     const key = frame + (mode64 ? 1 : 0);
     let page = this.#pages.get(key);
     if (!page) {
-      if (this.#pages.size >= PAGE_LIMIT) this.#dropAll();
+      if (this.#pages.size >= PAGE_LIMIT) this.dropAll();
       page = new CodePage(frame, mode64);
       this.#pages.set(key, page);
     }
     return page;
   }
 
-  /** To be called when code was decoded from a page. */
-  decoded(page: CodePage): void {
+  /** True when so much was decoded that it is time to drop it all. */
+  get full(): boolean {
+    return this.#size > SIZE_LIMIT;
+  }
+
+  /** To be called when a block was decoded from a page. */
+  decoded(page: CodePage, block: Block): void {
+    this.#size += block.count;
     if (this.hasCode(page.frame)) return;
     this.#hasCode[page.frame >>> 12] = 1;
     for (const listener of this.listeners) listener.codeAdded(page.frame);
@@ -116,7 +130,8 @@ export class CodeCache {
     this.#hasCode[frame >>> 12] = 0;
   }
 
-  #dropAll(): void {
+  dropAll(): void {
+    this.#size = 0;
     for (const page of this.#pages.values()) page.clear();
     this.#pages.clear();
     this.#hasCode.fill(0);

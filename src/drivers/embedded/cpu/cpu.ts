@@ -136,6 +136,17 @@ export class Cpu implements CodeListener {
   readonly injection = new GuestEvent();
   injectionPending = false;
 
+  /**
+   * Reports the page stop in `stop` from within the instruction. True when the access goes on and nothing else
+   * changed; otherwise the answer was applied, or is awaited, and the instruction has to begin again.
+   */
+  onPageStop: (() => boolean) | undefined = undefined;
+  /** Counts what is changed from outside that an instruction may have looked at already. */
+  changes = 0;
+  /** The block that was cut short because an access in it was granted, and its length. */
+  cutBlock: Block | undefined = undefined;
+  cutCount = 0;
+
   /** Accesses that the next instruction may do in spite of page traps: gfn and access, in pairs. */
   readonly grants = new Float64Array(2 * GRANTS);
   grantCount = 0;
@@ -241,6 +252,7 @@ export class Cpu implements CodeListener {
 
   /** Forgets every translation. */
   flush(): void {
+    this.changes++;
     this.kernelTlb.flush();
     this.userTlb.flush();
     this.leaveCodePage();
@@ -288,6 +300,21 @@ export class Cpu implements CodeListener {
     this.grants[2 * this.grantCount] = gfn;
     this.grants[2 * this.grantCount + 1] = access;
     this.grantCount++;
+  }
+
+  /** Makes the block that runs end after the current instruction. */
+  cut(): void {
+    if (this.position < 0 || this.cutBlock !== undefined) return;
+    this.cutBlock = this.block;
+    this.cutCount = this.block!.count;
+    this.block!.count = 0;
+  }
+
+  /** Gives a block that was cut its length back. */
+  uncut(): void {
+    if (this.cutBlock === undefined) return;
+    this.cutBlock.count = this.cutCount;
+    this.cutBlock = undefined;
   }
 
   /** Which part of `access` was granted. */

@@ -24,16 +24,16 @@ const PRESENT = 1 << 15;
 const CODE_OR_DATA = 1 << 12;
 const BUSY = 1 << 9;
 
-export const isPresent = (d: Descriptor) => (d.high & PRESENT) !== 0;
-export const isCodeOrData = (d: Descriptor) => (d.high & CODE_OR_DATA) !== 0;
-export const typeOf = (d: Descriptor) => (d.high >>> 8) & 15;
-export const dplOf = (d: Descriptor) => (d.high >>> 13) & 3;
-export const isCode = (d: Descriptor) => isCodeOrData(d) && (typeOf(d) & 8) !== 0;
+const isPresent = (d: Descriptor) => (d.high & PRESENT) !== 0;
+const isCodeOrData = (d: Descriptor) => (d.high & CODE_OR_DATA) !== 0;
+const typeOf = (d: Descriptor) => (d.high >>> 8) & 15;
+const dplOf = (d: Descriptor) => (d.high >>> 13) & 3;
+const isCode = (d: Descriptor) => isCodeOrData(d) && (typeOf(d) & 8) !== 0;
 export const isLong = (d: Descriptor) => (d.high & (1 << 21)) !== 0;
 const isBig = (d: Descriptor) => (d.high & (1 << 22)) !== 0;
 
 /** Reads the descriptor of a selector that is not null. Raises `vector` with the selector when there is none. */
-export function readDescriptor(c: Cpu, selector: number, vector: number): Descriptor {
+function readDescriptor(c: Cpu, selector: number, vector: number): Descriptor {
   const local = (selector & 4) !== 0;
   const offset = selector & 0xfff8;
   const limit = local ? c.segments[LDTR]!.limit : c.gdtr.limit;

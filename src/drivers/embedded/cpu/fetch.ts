@@ -36,7 +36,12 @@ export function enterCodePage(c: Cpu): CodePage {
 }
 
 /** Decodes the block at rip, which the page does not have yet. */
-export function decodeBlock(c: Cpu, page: CodePage): Block {
+export function decodeBlock(c: Cpu, known: CodePage): Block {
+  let page = known;
+  if (c.memory.code.full) {
+    c.memory.code.dropAll();
+    page = enterCodePage(c);
+  }
   const offset = c.ripLo & 0xfff;
   const ops: Op[] = [];
   let at = offset;
@@ -50,7 +55,7 @@ export function decodeBlock(c: Cpu, page: CodePage): Block {
   if (ops.length === 0) return new Block([crossingOp(c, page, offset)]);
   const block = new Block(ops);
   page.addBlock(offset, block);
-  c.memory.code.decoded(page);
+  c.memory.code.decoded(page, block);
   return block;
 }
 

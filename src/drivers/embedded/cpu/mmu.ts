@@ -4,7 +4,8 @@ import { VECTOR } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { walk } from './paging.ts';
 import { raise } from './raise.ts';
-import { STOP } from './signals.ts';
+import { RESTART, STOP } from './signals.ts';
+import { CODE_BASE } from './slots.ts';
 import { TLB_MASK, TLB_SHIFT } from './tlb.ts';
 import { isCanonical } from './wide.ts';
 
@@ -29,7 +30,10 @@ export function resolve(c: Cpu, lo: number, hi: number, access: number, user: bo
   const denied = access & ~allowed;
   if (denied !== 0 && (denied & ~c.granted(gfn)) !== 0) {
     const subPage = denied === ACCESS.write && view.allowsWrite(gfn, lo & 0xfff, size);
-    if (!subPage) pageStop(c, lo, hi, gfn, denied & ~c.granted(gfn));
+    if (!subPage) {
+      pageStop(c, lo, hi, gfn, denied & ~c.granted(gfn));
+      c.allowed = allowed;
+    }
   }
   const frame = view.frameOf(gfn);
   if ((allowed & ACCESS.read) !== 0) {
@@ -42,7 +46,8 @@ export function resolve(c: Cpu, lo: number, hi: number, access: number, user: bo
   return frame;
 }
 
-function pageStop(c: Cpu, lo: number, hi: number, gfn: number, access: number): never {
+/** Reports an access that a page trap denies. Returns when it may go on all the same. */
+function pageStop(c: Cpu, lo: number, hi: number, gfn: number, access: number): void {
   const stop = c.stops.page;
   stop.gvaLo = lo;
   stop.gvaHi = hi;
@@ -50,7 +55,28 @@ function pageStop(c: Cpu, lo: number, hi: number, gfn: number, access: number): 
   stop.access = access;
   stop.view = c.view.number;
   c.stop = stop;
-  throw STOP;
+  if (c.onPageStop === undefined) throw STOP;
+  const { hi: result, eaLo, eaHi } = c;
+  exactRip(c);
+  if (!c.onPageStop()) throw RESTART;
+  c.cut();
+  c.hi = result;
+  c.eaLo = eaLo;
+  c.eaHi = eaHi;
+}
+
+/** Makes rip that of the instruction that runs, as a stop shows it. Instructions set it after their accesses. */
+export function exactRip(c: Cpu): void {
+  c.stopLength = 0;
+  if (c.position >= 0) {
+    const op = c.block!.ops[c.position]!;
+    const base = c.r[CODE_BASE]!;
+    c.ripLo = (base + op.start) | 0;
+    c.ripHi = c.r[CODE_BASE + 1]!;
+    c.stopLength = op.next - op.start;
+  }
+  c.stopLo = c.ripLo;
+  c.stopHi = c.ripHi;
 }
 
 /** Reads up to 32 bytes into c.bounce, checked for `access` (a read, or a read and a write). */

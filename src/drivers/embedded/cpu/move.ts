@@ -119,7 +119,7 @@ export interface ExtendForms {
 }
 
 /** MOVZX, MOVSX and MOVSXD: `extend` makes an int32 of the operand; `signed` says what the rest of 64 bits is. */
-export function extending(
+function extending(
   fromRegister: (c: Cpu, op: Op) => number,
   fromMemory: (c: Cpu, op: Op) => number,
   extend: (value: number) => number,

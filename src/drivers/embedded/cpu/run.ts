@@ -1,12 +1,13 @@
-import { goOn, goTo } from './branch.ts';
+import { goOn } from './branch.ts';
 import type { Block, CodePage } from './code.ts';
 import { FLAG, VECTOR } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { deliver } from './deliver.ts';
 import { GuestEvent } from './event.ts';
 import { decodeBlock, enterCodePage } from './fetch.ts';
+import { exactRip } from './mmu.ts';
 import type { Op } from './op.ts';
-import { ATTENTION, FAULT, SHUTDOWN, STOP } from './signals.ts';
+import { ATTENTION, FAULT, RESTART, SHUTDOWN, STOP } from './signals.ts';
 import { CODE_BASE } from './slots.ts';
 
 /** Why {@link run} returned. */
@@ -44,6 +45,7 @@ export function run(c: Cpu, instructions: number): Exit {
     } catch (signal) {
       finishEarly(c);
       if (signal === FAULT) takeFault(c);
+      else if (signal === RESTART) continue;
       else if (signal === STOP) return EXIT.stop;
       else if (signal === SHUTDOWN) return EXIT.shutdown;
       else throw signal;
@@ -65,7 +67,8 @@ function blockAt(c: Cpu): Block {
 function runBlocks(c: Cpu): typeof NONE | Exit {
   do {
     const block = blockAt(c);
-    if (block.count > c.left) return step(c);
+    // Looking up the block may have granted the execution of its first instruction.
+    if (block.count > c.left || c.attention !== 0) return step(c);
     c.block = block;
     const { ops } = block;
     let op: Op;
@@ -78,22 +81,17 @@ function runBlocks(c: Cpu): typeof NONE | Exit {
     c.position = -1;
     c.left -= i;
     if (!op.ends) goOn(c, op);
+    if (c.cutBlock !== undefined) endGrants(c, op);
   } while (c.attention === 0 && c.left > 0);
   return NONE;
 }
 
 /** After an instruction was left by throwing: makes rip exact. */
 function finishEarly(c: Cpu): void {
-  c.stopLength = 0;
-  if (c.position >= 0) {
-    const op = c.block!.ops[c.position]!;
-    c.left -= c.position;
-    c.position = -1;
-    goTo(c, op.start, 0);
-    c.stopLength = op.next - op.start;
-  }
-  c.stopLo = c.ripLo;
-  c.stopHi = c.ripHi;
+  exactRip(c);
+  c.uncut();
+  if (c.position > 0) c.left -= c.position;
+  c.position = -1;
 }
 
 /** Makes what the instruction raised the event to be delivered next. */
@@ -118,9 +116,14 @@ function attend(c: Cpu): typeof NONE | Exit {
     c.queueEvent(c.injection);
     return deliverEvent(c);
   }
-  if ((why & ATTENTION.interrupt) !== 0 && (why & (ATTENTION.shadow | ATTENTION.step)) === 0) {
-    deliverInterrupt(c);
-    return NONE;
+  if ((why & ATTENTION.interrupt) !== 0 && (why & ATTENTION.shadow) === 0) {
+    if (!stepping) {
+      deliverInterrupt(c);
+      return NONE;
+    }
+    // An interrupt that has to wait for the end of stepping ends HLT all the same.
+    c.attention &= ~ATTENTION.halt;
+    return step(c);
   }
   if ((why & ATTENTION.halt) !== 0) return EXIT.halt;
   return step(c);
@@ -192,7 +195,7 @@ function step(c: Cpu): typeof NONE | Exit {
   c.position = -1;
   c.left--;
   if (!op.ends) goOn(c, op);
-  if ((before & ATTENTION.grant) !== 0) endGrants(c, op);
+  if ((c.attention & ATTENTION.grant) !== 0) endGrants(c, op);
   // SYSCALL and the like take TF away from the code that they enter.
   const trapFlag = (before & ATTENTION.trapFlag) !== 0;
   if (trapFlag && (c.cpl === cpl || (c.systemFlags & FLAG.TF) !== 0)) {
@@ -205,7 +208,8 @@ function step(c: Cpu): typeof NONE | Exit {
 
 /** Takes back what the instruction was granted, unless it is a REP that was granted to its end. */
 function endGrants(c: Cpu, op: Op): void {
+  c.uncut();
   c.leaveCodePage();
-  const goesOn = c.repGranted && op.rep !== 0 && (c.ripLo & 0xfff) === op.start && c.block!.count !== 0;
+  const goesOn = c.repGranted && op.rep !== 0 && (c.ripLo & 0xfff) === op.start;
   if (!goesOn) c.clearGrants();
 }

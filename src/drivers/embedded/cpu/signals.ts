@@ -7,6 +7,8 @@
 export const FAULT = { signal: 'fault' } as const;
 /** A trap fired: the stop is in Cpu.stop and nothing of the instruction has happened. */
 export const STOP = { signal: 'stop' } as const;
+/** A trap fired and its answer was applied, or is awaited: the instruction begins again. */
+export const RESTART = { signal: 'restart' } as const;
 /** The processor cannot go on (triple fault). */
 export const SHUTDOWN = { signal: 'shutdown' } as const;
 

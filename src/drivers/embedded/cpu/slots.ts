@@ -13,7 +13,6 @@ export const RSP = 8;
 export const RBP = 10;
 export const RSI = 12;
 export const RDI = 14;
-export const R8 = 16;
 export const R11 = 22;
 
 /** Always zero: stands for an operand part that is absent. */

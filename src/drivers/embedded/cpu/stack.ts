@@ -42,19 +42,19 @@ export function moveStack(c: Cpu, offset: number): void {
   }
 }
 
-export function push16(c: Cpu, value: number): void {
+function push16(c: Cpu, value: number): void {
   stackAddress(c, -2);
   write16(c, c.eaLo, c.eaHi, value);
   moveStack(c, -2);
 }
 
-export function push32(c: Cpu, value: number): void {
+function push32(c: Cpu, value: number): void {
   stackAddress(c, -4);
   write32(c, c.eaLo, c.eaHi, value);
   moveStack(c, -4);
 }
 
-export function push64(c: Cpu, lo: number, hi: number): void {
+function push64(c: Cpu, lo: number, hi: number): void {
   stackAddress(c, -8);
   write64(c, c.eaLo, c.eaHi, lo, hi);
   moveStack(c, -8);

@@ -24,7 +24,11 @@ function farJump(c: Cpu, selector: number, lo: number, hi: number): void {
 /** JMP ptr16:32, in 32-bit code. */
 export const jumpFarImmediate: Run = (c, op) => farJump(c, op.immHi, op.imm, 0);
 
-/** Reads a far pointer of the operand size into c.ripLo/Hi of the caller's choice: offset first, then selector. */
+/** The rest of the far pointer that was read last: the upper half of its offset, and its selector. */
+let farHi = 0;
+let farSelector = 0;
+
+/** Reads a far pointer: the low half of its offset, whose size in bytes is op.src. */
 function readFarPointer(c: Cpu, op: Op): number {
   address(c, op);
   const lo = op.src === 8 ? read64(c, c.eaLo, c.eaHi) : read32(c, c.eaLo, c.eaHi);
@@ -33,9 +37,6 @@ function readFarPointer(c: Cpu, op: Op): number {
   farSelector = read16(c, c.eaLo, c.eaHi);
   return lo;
 }
-
-let farHi = 0;
-let farSelector = 0;
 
 /** JMP m16:32 or m16:64; op.src is the size of the offset in bytes. */
 export const jumpFarMemory: Run = (c, op) => {

@@ -10,7 +10,7 @@ export const XSAVE_AVX_SIZE = 256;
 export const FXSAVE_SIZE = 512;
 
 /** Offsets in the image. */
-export const FCW = 0;
+const FCW = 0;
 export const MXCSR = 24;
 export const MXCSR_MASK = 28;
 export const XMM0 = 160;

@@ -2,7 +2,7 @@ import type { SerialPort } from './serial.ts';
 
 const SERIAL = 0x3f8;
 /** A byte written here ends the machine, with that byte as its exit code. */
-export const EXIT_PORT = 0xf4;
+const EXIT_PORT = 0xf4;
 
 /** The I/O ports of a machine. Ports without a device read as all ones. */
 export class Ports {

@@ -1,0 +1,2 @@
+export { type GdbServer, type GdbServerOptions, listenGdb } from './server.ts';
+export { type SessionOptions, serveGdb } from './session.ts';

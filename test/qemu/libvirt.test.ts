@@ -1,0 +1,116 @@
+import assert from 'node:assert/strict';
+import { execFile, execFileSync } from 'node:child_process';
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { promisify } from 'node:util';
+import { getRegister, STATE_SIZE } from '../../src/abi/state.ts';
+import { findQemuMachines, openQemu, type QemuMachine } from '../../src/drivers/qemu/index.ts';
+import { debianKernel } from '../kit/debian-kernel.ts';
+import { TestHandler } from '../kit/handler.ts';
+import { buildInitramfs } from '../kit/initramfs.ts';
+import { whyNoLinuxGuest } from '../kit/linux-guest.ts';
+
+const NAME = `kvmi-test-${process.pid}`;
+const run = promisify(execFile);
+
+function whyNoLibvirt(): string | undefined {
+  const reason = whyNoLinuxGuest();
+  if (reason !== undefined) return reason;
+  try {
+    execFileSync('virsh', ['-c', 'qemu:///system', 'list'], { stdio: 'pipe', timeout: 5000 });
+    return undefined;
+  } catch (error) {
+    return `libvirt is not installed or does not run: ${(error as Error).message.split('\n')[0]}`;
+  }
+}
+
+function domainXml(directory: string, kernel: string): string {
+  return `<domain type='qemu'>
+    <name>${NAME}</name><memory unit='MiB'>256</memory><vcpu>2</vcpu>
+    <os>
+      <type arch='x86_64' machine='pc'>hvm</type>
+      <kernel>${kernel}</kernel><initrd>${directory}/initrd</initrd><cmdline>console=ttyS0 quiet</cmdline>
+    </os>
+    <features><acpi/><apic/></features>
+    <devices>
+      <emulator>/usr/bin/qemu-system-x86_64</emulator>
+      <serial type='file'><source path='${directory}/console'/></serial>
+    </devices>
+  </domain>`;
+}
+
+describe('a libvirt domain', { skip: whyNoLibvirt() ?? false }, () => {
+  let directory: string;
+  let machine: QemuMachine;
+  let handler: TestHandler;
+
+  async function virsh(...args: string[]): Promise<string> {
+    return (await run('virsh', ['-c', 'qemu:///system', ...args])).stdout.trim();
+  }
+
+  before(async () => {
+    directory = mkdtempSync(join(tmpdir(), 'kvmi-libvirt-'));
+    chmodSync(directory, 0o755);
+    const kernel = debianKernel();
+    assert.ok(typeof kernel !== 'string');
+    writeFileSync(join(directory, 'initrd'), buildInitramfs('/bin/busybox'));
+    writeFileSync(join(directory, 'domain.xml'), domainXml(directory, kernel.image));
+    await virsh('create', join(directory, 'domain.xml'));
+    machine = await openQemu({ libvirt: NAME, uri: 'qemu:///system' });
+    handler = await TestHandler.attach(machine);
+  });
+  after(async () => {
+    await machine?.close();
+    await virsh('destroy', NAME).catch(() => {});
+    rmSync(directory, { recursive: true, force: true });
+  });
+
+  async function rip(): Promise<bigint> {
+    const vcpu = machine.vcpus[0]!;
+    const state = new Uint8Array(STATE_SIZE);
+    await handler.held(vcpu, async () => vcpu.readState(state));
+    return getRegister(state, 'rip');
+  }
+
+  test('is found by its process, with its name', async () => {
+    const found = findQemuMachines().find(({ name }) => name === NAME);
+    assert.deepEqual(found?.address, { libvirt: NAME });
+    assert.equal(machine.name, NAME);
+    assert.equal(
+      (await virsh('domuuid', NAME)).replaceAll('-', ''),
+      Buffer.from(machine.uuid).toString('hex'),
+    );
+  });
+
+  test('runs, stops and is read', async () => {
+    const rips = new Set<bigint>();
+    for (let i = 0; i < 100 && rips.size < 2; i++) {
+      rips.add(await rip());
+      // Requests that follow at once are served at one stop.
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    assert.equal(rips.size, 2, 'it executes');
+    const bytes = new Uint8Array(4096);
+    assert.equal(await machine.memory.read(0, bytes), true);
+  });
+
+  test('suspended and resumed by libvirt', async () => {
+    // A suspend that comes while the VM is stopped for us would be lost.
+    await rip();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    await virsh('suspend', NAME);
+    assert.equal(await rip(), await rip(), 'it stands still');
+    assert.equal(await virsh('domstate', NAME), 'paused');
+    await virsh('resume', NAME);
+    assert.equal(await virsh('domstate', NAME), 'running');
+    assert.deepEqual(handler.preUnhooks, ['suspend']);
+  });
+
+  test('destroyed by libvirt', async () => {
+    await virsh('destroy', NAME);
+    await handler.gone;
+    await assert.rejects(async () => machine.attach(new TestHandler()));
+  });
+});
