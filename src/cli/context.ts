@@ -1,6 +1,7 @@
 import type { Command } from './command.ts';
 import type { CliLog } from './log.ts';
 import type { Theme } from './output/theme.ts';
+import type { ProgressLine } from './progress.ts';
 
 /** Why a command is to end before it is done. */
 export type EndReason = 'SIGINT' | 'SIGTERM' | 'timeout' | 'closed';
@@ -10,6 +11,8 @@ export interface Context {
   /** Aborted on Ctrl-C, SIGTERM, `--timeout` and when nobody reads the output any more; the reason is an EndReason. */
   readonly signal: AbortSignal;
   readonly log: CliLog;
+  /** How far a search or a copy has come, on standard error when it is a terminal. */
+  readonly progress: ProgressLine;
   /** Whether standard output is a terminal. */
   readonly terminal: boolean;
   /** For text on standard error. */

@@ -308,6 +308,11 @@ export const ERROR_CODES = {
     meaning: 'The memory of a VM was not found in its VMM.',
     next: 'Run as root on a kernel with BTF; the message says which way failed and why.',
   },
+  E_NO_PROCESS: {
+    exit: 'usage',
+    meaning: 'The guest has no process with that id.',
+    next: '`kvmi ps VM` lists its processes.',
+  },
   E_NO_TYPES: {
     exit: 'unknownOs',
     meaning: 'The kernel has no type information (BTF).',
@@ -317,6 +322,11 @@ export const ERROR_CODES = {
     exit: 'noSuchVm',
     meaning: 'There is no such VM.',
     next: '`kvmi list` shows what was found; others are reached by `qemu:PATH` or `libvirt:DOMAIN`.',
+  },
+  E_OUTPUT_FILE: {
+    exit: 'error',
+    meaning: 'A file cannot be written.',
+    next: 'Check that its directory may be written to and that there is room.',
   },
   E_OWN_CHILD: {
     exit: 'error',

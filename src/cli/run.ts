@@ -12,6 +12,7 @@ import { createLog } from './log.ts';
 import { checkSettings, type Output, type OutputSettings, render } from './output/render.ts';
 import { themeFor } from './output/theme.ts';
 import { type Invocation, parseCommandLine } from './program.ts';
+import { NO_PROGRESS, progressLine } from './progress.ts';
 import type { CommonSettings } from './settings.ts';
 import { Stdout } from './stdout.ts';
 
@@ -62,9 +63,9 @@ function fail(error: unknown, settings: Pick<CommonSettings, 'logFormat' | 'colo
 }
 
 /** Writes to the standard error that a program shares, without making it non-blocking. */
-function writeShared(line: string): void {
+function writeShared(text: string): void {
   try {
-    writeSync(STDERR, `${line}\n`);
+    writeSync(STDERR, text);
   } catch {
     // The program's reader is gone or slow: the program matters more than the log.
   }
@@ -106,16 +107,24 @@ class Execution {
   }
 
   #makeContext(settings: CommonSettings): Context {
-    const theme = themeFor({ isTTY: isatty(STDERR) }, settings.color, process.env);
+    const onTerminal = isatty(STDERR);
+    const theme = themeFor({ isTTY: onTerminal }, settings.color, process.env);
     const { runsProgram, verbose } = this.#command;
     const silent = runsProgram && settings.verbose === 0;
+    const write = runsProgram ? writeShared : (text: string) => void process.stderr.write(text);
+    const shown = onTerminal && settings.logFormat === 'text' && !settings.quiet && !runsProgram;
+    const progress = shown ? progressLine(write) : NO_PROGRESS;
     return {
       signal: this.#interruption.signal,
+      progress,
       log: createLog({
         format: settings.logFormat,
         verbosity: silent ? SILENT : settings.verbose + (verbose ? 1 : 0),
         theme,
-        write: runsProgram ? writeShared : (line) => process.stderr.write(`${line}\n`),
+        write: (line) => {
+          progress.clear();
+          write(`${line}\n`);
+        },
       }),
       terminal: this.#stdout.terminal,
       theme,

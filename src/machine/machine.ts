@@ -50,6 +50,8 @@ export interface Machine {
   readonly memory: PhysicalMemory;
   /** By index (creation order). Grows when a vCPU is created. */
   readonly vcpus: readonly Vcpu[];
+  /** What a Linux kernel says about itself (VMCOREINFO), where the driver has it apart from memory. */
+  readonly vmcoreinfo?: string | undefined;
   /** The additional views of guest memory, where the driver has them. */
   readonly views?: Views;
   /** Adding and removing guest frames at run time, where the driver can. */

@@ -34,6 +34,82 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'write guest memory',
     load: async () => (await import('./write.ts')).write,
   },
+  ps: {
+    summary: 'show the processes of a Linux guest',
+    load: async () => (await import('./processes.ts')).ps,
+  },
+  tree: {
+    summary: 'show the processes of a Linux guest as a tree',
+    load: async () => (await import('./processes.ts')).tree,
+  },
+  threads: {
+    summary: 'show the threads of a Linux guest',
+    load: async () => (await import('./processes.ts')).threads,
+  },
+  env: {
+    summary: 'show the environment of a process in a Linux guest',
+    load: async () => (await import('./processes.ts')).env,
+  },
+  maps: {
+    summary: 'show the memory map of a process in a Linux guest',
+    load: async () => (await import('./files.ts')).maps,
+  },
+  files: {
+    summary: 'show the open files of a Linux guest',
+    load: async () => (await import('./files.ts')).files,
+  },
+  sockets: {
+    summary: 'show the sockets of a Linux guest',
+    load: async () => (await import('./files.ts')).sockets,
+  },
+  mounts: {
+    summary: 'show the mounted file systems of a Linux guest',
+    load: async () => (await import('./files.ts')).mounts,
+  },
+  modules: {
+    summary: 'show the kernel modules of a Linux guest',
+    load: async () => (await import('./kernel.ts')).modules,
+  },
+  dmesg: {
+    summary: 'show the kernel log of a Linux guest',
+    load: async () => (await import('./kernel.ts')).dmesg,
+  },
+  system: {
+    summary: 'show what a Linux guest is: kernel, name, clock',
+    load: async () => (await import('./kernel.ts')).system,
+  },
+  probes: {
+    summary: 'show what ftrace, kprobes and eBPF have hooked in a Linux guest',
+    load: async () => (await import('./kernel.ts')).probes,
+  },
+  bpf: {
+    summary: 'show the eBPF programs of a Linux guest',
+    load: async () => (await import('./kernel.ts')).bpf,
+  },
+  check: {
+    summary: 'look for signs of manipulation in a Linux guest',
+    load: async () => (await import('./check.ts')).check,
+  },
+  symbols: {
+    summary: "show symbols of a Linux guest's kernel, by name or by address",
+    load: async () => (await import('./symbols.ts')).symbols,
+  },
+  type: {
+    summary: "show a type of a Linux guest's kernel",
+    load: async () => (await import('./types.ts')).type,
+  },
+  print: {
+    summary: "show the value of a variable of a Linux guest's kernel",
+    load: async () => (await import('./types.ts')).print,
+  },
+  isf: {
+    summary: "write a symbol file for Volatility 3, made of a Linux guest's own symbols and types",
+    load: async () => (await import('./types.ts')).isf,
+  },
+  dump: {
+    summary: 'write the memory of a VM to a file',
+    load: async () => (await import('./dump.ts')).dump,
+  },
   break: {
     summary: 'report each time the guest executes an instruction',
     load: async () => (await import('./break.ts')).breakCommand,

@@ -1,0 +1,109 @@
+import type { TypedValue, TypeRow, Value } from '../../linux/index.ts';
+import { argument, command } from '../command.ts';
+import { LINUX_OPTIONS, type LinuxColumn, linuxRows, withLinux } from '../linux.ts';
+import { writeNewFile } from '../new-file.ts';
+import type { Row } from '../output/columns.ts';
+import { VM } from '../targets.ts';
+import { text } from '../values.ts';
+
+const TYPE_COLUMNS: readonly LinuxColumn<TypeRow>[] = [
+  {
+    name: 'offset',
+    kind: 'decimal',
+    about: 'in bytes, from the start of the structure; the value of an enumerator',
+  },
+  { name: 'size', kind: 'decimal', about: 'in bytes' },
+  { name: 'type', kind: 'text', cut: true, about: 'as C declares it' },
+  { name: 'name', kind: 'text', key: true, about: 'of the member' },
+  {
+    name: 'bits',
+    kind: 'text',
+    cell: ({ bits }) => bits || undefined,
+    about: 'of a bit field, `bit:count` within the unit at the offset',
+  },
+];
+
+export const type = command({
+  name: 'type',
+  summary: "show a type of a Linux guest's kernel",
+  arguments: [VM, argument('NAME', 'of a structure or an enumeration: task_struct', text)],
+  options: LINUX_OPTIONS,
+  examples: [
+    { command: 'kvmi type VM task_struct', does: 'all members with their offsets' },
+    { command: 'kvmi type VM task_struct --filter name=comm -c offset,type', does: 'where one member is' },
+  ],
+  columns: TYPE_COLUMNS,
+  run: (context, [vm, name], options) =>
+    linuxRows(context, vm, options, TYPE_COLUMNS, (linux) => linux.type(name)),
+});
+
+/** A row for each value that has no parts, with how to reach it. */
+function* leaves(place: string, value: Value, { type, address }: TypedValue): Generator<Row> {
+  if (typeof value !== 'object') {
+    yield { place, value, type, address: BigInt(address) };
+  } else if (Array.isArray(value)) {
+    for (const [index, element] of (value as readonly Value[]).entries())
+      yield* leaves(`${place}[${index}]`, element, { type, address } as TypedValue);
+  } else {
+    for (const [member, part] of Object.entries(value as Readonly<Record<string, Value>>))
+      yield* leaves(`${place}.${member}`, part, { type, address } as TypedValue);
+  }
+}
+
+export const print = command({
+  name: 'print',
+  summary: "show the value of a variable of a Linux guest's kernel",
+  description: [
+    'EXPRESSION is a variable or (TYPE)ADDRESS, then members and elements: `init_task.comm`, ' +
+      '`init_task.mm->pgd`, `(task_struct)0xffff888003a10000.pid`. It has a row for each value in it that has no parts.',
+  ],
+  arguments: [VM, argument('EXPRESSION', 'what to show, see below', text)],
+  options: LINUX_OPTIONS,
+  examples: [
+    { command: 'kvmi print VM init_task.comm', does: 'one value' },
+    { command: 'kvmi print VM init_task.cred', does: 'a pointer' },
+    {
+      command: "kvmi print VM '(task_struct)0xffffffff82a0a940.se' -o json",
+      does: 'a structure at an address',
+    },
+  ],
+  columns: [
+    { name: 'place', kind: 'text', key: true, about: 'the expression that leads to the value' },
+    { name: 'value', kind: 'any', about: 'a number, a text, the name of an enumerator, or a pointer' },
+    { name: 'type', kind: 'text', wide: true, about: 'of the whole expression' },
+    { name: 'address', kind: 'hex', wide: true, about: 'of the whole expression' },
+  ],
+  run: (context, [vm, expression], options) =>
+    withLinux(context, vm, options, async function* (linux) {
+      const { rows, reasons } = await linux.print(expression);
+      for (const reason of reasons) context.partial(reason);
+      for (const typed of rows) yield* leaves(expression, typed.value, typed);
+    }),
+});
+
+export const isf = command({
+  name: 'isf',
+  summary: "write a symbol file for Volatility 3, made of a Linux guest's own symbols and types",
+  description: ['It fits every machine that runs the same kernel. Put it under volatility3/symbols/linux/.'],
+  arguments: [VM, argument('FILE', 'to write; it must not exist', text)],
+  options: LINUX_OPTIONS,
+  examples: [{ command: 'kvmi isf VM linux.json', does: 'of the kernel that runs in the guest' }],
+  columns: [
+    { name: 'file', kind: 'text', key: true, about: 'that was written' },
+    { name: 'release', kind: 'text', about: 'of the kernel' },
+    { name: 'symbols', kind: 'decimal', about: 'number of symbols' },
+    { name: 'types', kind: 'decimal', about: 'number of structures and unions' },
+  ],
+  run: (context, [vm, file], options) =>
+    withLinux(context, vm, options, async function* (linux) {
+      const { isf: isfOf, isfText } = await import('../../linux/index.ts');
+      const content = await isfOf(linux);
+      writeNewFile(file, isfText(content));
+      yield {
+        file,
+        release: linux.kernel.release,
+        symbols: Object.keys(content.symbols).length,
+        types: Object.keys(content.user_types).length,
+      };
+    }),
+});

@@ -1,0 +1,102 @@
+import type { Awaitable } from '../awaitable.ts';
+import { KvmiError } from '../error.ts';
+import type { Linux, Rows } from '../linux/index.ts';
+import type { Machine } from '../machine/index.ts';
+import { type OptionValues, valueOption } from './command.ts';
+import type { Context } from './context.ts';
+import type { Cell, Column, Row } from './output/columns.ts';
+import { responsiveMemory } from './responsive-memory.ts';
+import { withMachine } from './session.ts';
+import { integer, text } from './values.ts';
+
+/** What every command that looks into a Linux guest takes. */
+export const LINUX_OPTIONS = {
+  types: valueOption(
+    '--types <FILE>',
+    "the kernel's types, if it has no BTF: its vmlinux, or an ISF file of Volatility 3",
+    text,
+  ),
+} as const;
+
+export type LinuxOptions = OptionValues<typeof LINUX_OPTIONS>;
+
+export const PID_ABOUT = 'id of a process, as the guest counts';
+export const pid = integer('PID', 0, 2 ** 22);
+
+/** A column, and where its cell comes from: the member of that name unless told. */
+export type LinuxColumn<T> = Column & {
+  readonly cell?: (item: T) => Cell;
+};
+
+function rowOf<T extends object>(columns: readonly LinuxColumn<T>[], item: T): Row {
+  const row: Record<string, Cell> = {};
+  for (const { name, kind, cell } of columns) {
+    const value = cell ? cell(item) : (item as Record<string, Cell>)[name];
+    row[name] = kind === 'hex' && typeof value === 'string' ? hexCell(value) : value;
+  }
+  return row;
+}
+
+/** An address that is text, as a number, which can be compared. */
+function hexCell(address: string): bigint | undefined {
+  return address === '' ? undefined : BigInt(address);
+}
+
+/** Opens a VM and finds the Linux in its memory, which is only read; no vCPU is touched. */
+export function withLinux(
+  context: Context,
+  vm: string | undefined,
+  options: LinuxOptions,
+  rows: (linux: Linux) => AsyncIterable<Row>,
+): AsyncGenerator<Row> {
+  return withMachine(context, vm, async function* (machine) {
+    yield* rows(await findLinux(context, machine, options));
+  });
+}
+
+async function findLinux(context: Context, machine: Machine, { types }: LinuxOptions): Promise<Linux> {
+  const { Linux, typesFromFile } = await import('../linux/index.ts');
+  const { vmcoreinfo } = machine;
+  try {
+    const linux = await Linux.find(responsiveMemory(machine.memory, context.signal), {
+      onProgress: ({ phase, done, total }) => context.progress.show({ what: phase, done, total }),
+      ...(types !== undefined && { types: typesFromFile(types) }),
+      ...(vmcoreinfo !== undefined && { vmcoreinfo }),
+    });
+    context.log.debug(linux.kernel.banner);
+    return linux;
+  } finally {
+    context.progress.clear();
+  }
+}
+
+/** Asks a Linux guest one question and makes rows of the answer; says what is missing in it. */
+export function linuxRows<T extends object>(
+  context: Context,
+  vm: string | undefined,
+  options: LinuxOptions,
+  columns: readonly LinuxColumn<T>[],
+  ask: (linux: Linux) => Awaitable<Rows<T>>,
+): AsyncGenerator<Row> {
+  return withLinux(context, vm, options, async function* (linux) {
+    const { rows, reasons } = await ask(linux);
+    for (const reason of reasons) context.partial(reason);
+    for (const item of rows) yield rowOf(columns, item);
+  });
+}
+
+/** The answer of a question about one process, which has to be there. */
+export async function ofProcess<T>(
+  linux: Linux,
+  id: number | undefined,
+  answer: Awaitable<Rows<T>>,
+): Promise<Rows<T>> {
+  const found = await answer;
+  if (id === undefined || found.rows.length > 0) return found;
+  const { rows } = await linux.processes();
+  if (rows.some((process) => process.pid === id)) return found;
+  throw new KvmiError('E_NO_PROCESS', `the guest has no process ${id}`, {
+    hint: '`kvmi ps VM` lists its processes.',
+    data: { pid: id },
+  });
+}
