@@ -389,6 +389,11 @@ export const ERROR_CODES = {
     meaning: 'QEMU did not answer a monitor command in time.',
     next: CHECK_VM,
   },
+  E_REENTRANT: {
+    exit: 'error',
+    meaning: 'A handler tried to run an embedded machine, from within one of its own stops.',
+    next: 'Answer the stop; the machine goes on by itself.',
+  },
   E_REPLY: {
     exit: 'error',
     meaning: 'The host side answered a command with an error number.',

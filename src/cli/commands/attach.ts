@@ -17,7 +17,7 @@ export const attach = command({
   examples: [
     { command: 'kvmi attach 4711 --tool unix:/run/tool.sock', does: 'hook the VM of process 4711 to a tool' },
     {
-      command: 'kvmi attach "$(pgrep -x firecracker)" --tool unix:/run/tool.sock --dialect v7 --reconnect 1',
+      command: 'kvmi attach 4711 --tool unix:/run/tool.sock --dialect v7 --reconnect 1',
       does: 'serve a tool that is made with libkvmi, whenever it runs',
     },
   ],
