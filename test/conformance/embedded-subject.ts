@@ -49,6 +49,8 @@ async function start(vcpus: number): Promise<RunningSubject> {
     machine,
     guest: {
       testPage,
+      // mov [rdi + test_page], al
+      writeLength: 6,
       cannot: () => undefined,
       act,
       hold: async () => machine.pause(),

@@ -185,6 +185,28 @@ const INTERCEPTED: readonly Row[] = [
   ),
   hooked(
     'x',
+    'PF: RETRY with rip moved on leaves the access out',
+    { needs: ['page-write', 'set-registers'], actions: ['write-page'] },
+    async (rig) => {
+      await rig.peer.command('VM_WRITE_PHYSICAL', {
+        gpa: rig.guest.testPage.gpa,
+        size: 1,
+        data: Uint8Array.of(0),
+      });
+      await rig.enable('PF');
+      await access(rig, 1);
+      const done = rig.guest.act('write-page');
+      const event = await rig.peer.event('PF');
+      await skip(rig, event, rig.guest.writeLength!);
+      rig.peer.reply(event, 'retry', rig.dialect.name === 'v7' ? PF_REPLY : {});
+      await patiently(done, 'the guest to go on behind the write');
+      assert.equal(await testByte(rig), 0, 'nothing was written');
+      await access(rig, 7);
+      await rig.enable('PF', 0);
+    },
+  ),
+  hooked(
+    'x',
     'PF: CONTINUE lets the access through once',
     { needs: ['page-write'], actions: ['write-page'] },
     async (rig) => {

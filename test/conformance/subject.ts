@@ -24,6 +24,8 @@ export type GuestAction =
 export interface SubjectGuest {
   /** A page that nothing but the page actions touches. */
   readonly testPage: { readonly gpa: number; readonly gva: bigint };
+  /** Bytes of the instruction that writes to it, where the guest can. */
+  readonly writeLength?: number;
   /** Why an action cannot be asked for; undefined when it can. */
   cannot(action: GuestAction): string | undefined;
   /** Asks for an action; resolves when the guest has done it, with its result. */

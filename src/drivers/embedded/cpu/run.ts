@@ -43,6 +43,8 @@ export function run(c: Cpu, instructions: number): Exit {
       const exit = c.attention === 0 ? runBlocks(c) : attend(c);
       if (exit !== NONE) return exit;
     } catch (signal) {
+      // A page stop has made rip exact already, and its handler may have moved it since.
+      if (signal !== RESTART) exactRip(c);
       finishEarly(c);
       if (signal === FAULT) takeFault(c);
       else if (signal === RESTART) continue;
@@ -86,9 +88,8 @@ function runBlocks(c: Cpu): typeof NONE | Exit {
   return NONE;
 }
 
-/** After an instruction was left by throwing: makes rip exact. */
+/** After an instruction was left by throwing. */
 function finishEarly(c: Cpu): void {
-  exactRip(c);
   c.uncut();
   if (c.position > 0) c.left -= c.position;
   c.position = -1;
