@@ -1,6 +1,6 @@
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
-import type { Linux, Rows } from '../linux/index.ts';
+import type { Linux, Rows, TypeSource } from '../linux/index.ts';
 import type { Machine } from '../machine/index.ts';
 import { type OptionValues, valueOption } from './command.ts';
 import type { Context } from './context.ts';
@@ -49,18 +49,26 @@ export function withLinux(
   options: LinuxOptions,
   rows: (linux: Linux) => AsyncIterable<Row>,
 ): AsyncGenerator<Row> {
+  // Loaded while the VM is opened, which is waiting for the most part.
+  const library = import('../linux/linux.ts');
   return withMachine(context, vm, async function* (machine) {
-    yield* rows(await findLinux(context, machine, options));
+    const { Linux } = await library;
+    yield* rows(await findLinux(Linux, context, machine, options));
   });
 }
 
-async function findLinux(context: Context, machine: Machine, { types }: LinuxOptions): Promise<Linux> {
-  const { Linux, typesFromFile } = await import('../linux/index.ts');
+async function findLinux(
+  { find }: Pick<typeof Linux, 'find'>,
+  context: Context,
+  machine: Machine,
+  { types }: LinuxOptions,
+): Promise<Linux> {
   const { vmcoreinfo } = machine;
+  const given = types === undefined ? undefined : await readTypes(types);
   try {
-    const linux = await Linux.find(responsiveMemory(machine.memory, context.signal), {
+    const linux = await find(responsiveMemory(machine.memory, context.signal), {
       onProgress: ({ phase, done, total }) => context.progress.show({ what: phase, done, total }),
-      ...(types !== undefined && { types: typesFromFile(types) }),
+      ...(given !== undefined && { types: given }),
       ...(vmcoreinfo !== undefined && { vmcoreinfo }),
     });
     context.log.debug(linux.kernel.banner);
@@ -68,6 +76,11 @@ async function findLinux(context: Context, machine: Machine, { types }: LinuxOpt
   } finally {
     context.progress.clear();
   }
+}
+
+async function readTypes(path: string): Promise<TypeSource> {
+  const { typesFromFile } = await import('../linux/types-file.ts');
+  return typesFromFile(path);
 }
 
 /** Asks a Linux guest one question and makes rows of the answer; says what is missing in it. */
