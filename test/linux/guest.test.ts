@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { after, before, describe, test } from 'node:test';
 import type { Btf } from '../../src/linux/btf.ts';
 import { hex, Linux, type Process, run, type Socket } from '../../src/linux/index.ts';
+import { moduleTypes } from '../../src/linux/module-types.ts';
 import { later } from '../kit/memory.ts';
 import {
   type ProcStat,
@@ -55,6 +56,42 @@ for (const series of ['6.1', '6.12'] as const) {
       const own = await busy.guest.run("md5sum /sys/kernel/btf/vmlinux | cut -d' ' -f1");
       const btf = (await run(linux.kernel.loadTypes())) as Btf;
       assert.equal(createHash('md5').update(btf.bytes).digest('hex'), own.trim());
+    });
+
+    test('symbols of modules are those of its own /proc/kallsyms', async () => {
+      const own = (await busy.guest.run("grep '\\[' /proc/kallsyms")).trim().split('\n');
+      const { rows, reasons } = await linux.moduleSymbols();
+      assert.deepEqual(reasons, []);
+      // The case of the letter says whether a symbol is exported, which only the kernel's own tables know.
+      const text = rows.map(
+        ({ name, address, type, module }) =>
+          `${hex(address).slice(2)} ${type.toLowerCase()} ${name}\t[${module}]`,
+      );
+      assert.deepEqual(
+        text,
+        own.map((line) => line.slice(0, 17) + line.slice(17, 18).toLowerCase() + line.slice(18)),
+      );
+      const { address } = rows.find(({ name }) => name === 'llc_sap_open')!;
+      const [at] = (await linux.moduleSymbolAt(address + 5n)).rows;
+      assert.deepEqual([at?.name, at?.module, at?.offset], ['llc_sap_open', 'llc', 5]);
+      assert.deepEqual((await linux.moduleSymbolAt(linux.symbols.require('schedule'))).rows, []);
+    });
+
+    test('types of modules are those of its own /sys/kernel/btf', async () => {
+      const own = await busy.guest.run(`cd /sys/kernel/btf; md5sum ${MODULES.join(' ')} | sort -k 2`);
+      const { rows } = await linux.query(moduleTypes);
+      const ours = rows.map(({ module, types }) => {
+        const digest = createHash('md5').update(types.bytes).digest('hex');
+        return `${digest}  ${module}\n`;
+      });
+      assert.equal(ours.sort((a, b) => (a.slice(34) < b.slice(34) ? -1 : 1)).join(''), own);
+      const members = (await linux.type('garp:garp_applicant')).rows;
+      assert.ok(members.some(({ name, type }) => name === 'dev' && type === 'struct net_device *'));
+      assert.deepEqual((await linux.type('garp_applicant')).rows, members);
+      assert.throws(() => linux.type('llc:garp_applicant'), { code: 'E_TYPE' });
+      const variable = (await linux.print('(list_head)llc:llc_sap_list')).rows[0]!;
+      const symbols = (await linux.moduleSymbols('llc')).rows;
+      assert.equal(BigInt(variable.address), symbols.find(({ name }) => name === 'llc_sap_list')?.address);
     });
 
     test('the token table finds the same kernel as VMCOREINFO', async () => {
