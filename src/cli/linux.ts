@@ -13,7 +13,7 @@ import { integer, text } from './values.ts';
 export const LINUX_OPTIONS = {
   types: valueOption(
     '--types <FILE>',
-    "the kernel's types, if it has no BTF: its vmlinux, or an ISF file of Volatility 3",
+    "the kernel's types, if it has no BTF: its vmlinux or Debian package, or an ISF file of Volatility 3",
     text,
   ),
 } as const;
@@ -42,18 +42,18 @@ function hexCell(address: string): bigint | undefined {
   return address === '' ? undefined : BigInt(address);
 }
 
-/** Opens a VM and finds the Linux in its memory, which is only read; no vCPU is touched. */
+/** Opens a VM and finds the Linux in its memory, which is only read. */
 export function withLinux(
   context: Context,
   vm: string | undefined,
   options: LinuxOptions,
-  rows: (linux: Linux) => AsyncIterable<Row>,
+  rows: (linux: Linux, machine: Machine) => AsyncIterable<Row>,
 ): AsyncGenerator<Row> {
   // Loaded while the VM is opened, which is waiting for the most part.
   const library = import('../linux/linux.ts');
   return withMachine(context, vm, async function* (machine) {
     const { Linux } = await library;
-    yield* rows(await findLinux(Linux, context, machine, options));
+    yield* rows(await findLinux(Linux, context, machine, options), machine);
   });
 }
 
@@ -92,10 +92,18 @@ export function linuxRows<T extends object>(
   ask: (linux: Linux) => Awaitable<Rows<T>>,
 ): AsyncGenerator<Row> {
   return withLinux(context, vm, options, async function* (linux) {
-    const { rows, reasons } = await ask(linux);
-    for (const reason of reasons) context.partial(reason);
-    for (const item of rows) yield rowOf(columns, item);
+    yield* printed(context, columns, await ask(linux));
   });
+}
+
+/** Makes rows of an answer; says what is missing in it. */
+export function* printed<T extends object>(
+  context: Context,
+  columns: readonly LinuxColumn<T>[],
+  { rows, reasons }: Pick<Rows<T>, 'rows' | 'reasons'>,
+): Generator<Row> {
+  for (const reason of reasons) context.partial(reason);
+  for (const item of rows) yield rowOf(columns, item);
 }
 
 /** The answer of a question about one process, which has to be there. */

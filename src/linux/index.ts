@@ -1,13 +1,21 @@
 export type { BpfProgram } from './bpf.ts';
 export { Btf } from './btf.ts';
 export { defaultCacheDirectory } from './cache.ts';
-export type { Baseline, CheckOptions, Finding, Hook } from './check/index.ts';
+export {
+  type Baseline,
+  baselineFromBytes,
+  baselineToBytes,
+  type CheckOptions,
+  type Finding,
+  type Hook,
+} from './check/index.ts';
 export type { EnvironmentVariable } from './environment.ts';
 export type { TypedValue } from './expression.ts';
 export type { OpenFile } from './files.ts';
 export { isf } from './isf.ts';
 export { type IsfFile, isfText } from './isf-format.ts';
 export type { Kernel } from './kernel.ts';
+export { readKernelFile } from './kernel-file.ts';
 export { type FindOptions, Linux } from './linux.ts';
 export type { LogRecord } from './log.ts';
 export type { MemoryMap } from './maps.ts';

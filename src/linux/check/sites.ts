@@ -1,9 +1,10 @@
 import { getS32, getU64 } from '../../abi/bytes.ts';
 import type { Gva } from '../../machine/index.ts';
 import { Bounds } from '../list.ts';
+import { type ModuleObject, moduleList } from '../modules.ts';
 import type { Session } from '../session.ts';
 import type { Walk } from '../walk.ts';
-import { kprobeAddresses, trampolines } from './hooks.ts';
+import { directCalls, kprobeAddresses, trampolines } from './hooks.ts';
 
 /*
  * Where a kernel changes its own text while it runs, and what may then stand there. An address that is on no list
@@ -20,7 +21,7 @@ export interface Site {
 
 export interface Sites {
   readonly at: ReadonlyMap<Gva, Site>;
-  /** Where calls from ftrace sites may lead besides the kernel's text. */
+  /** Where calls from ftrace sites may lead besides the kernel's text: code that is made for them. */
   readonly trampolines: ReadonlySet<Gva>;
 }
 
@@ -34,39 +35,87 @@ export function* sitesOf(session: Session): Walk<Sites> {
     yield* session.attempt('places of self-modification', add(session, at), undefined);
   for (const address of yield* session.attempt('kprobes', kprobeAddresses(session), []))
     at.set(address, { kind: 'kprobe', length: MAX_SITE });
-  return { at, trampolines: new Set(yield* session.attempt('ftrace', trampolines(session), [])) };
+  const targets = [
+    ...(yield* session.attempt('ftrace', trampolines(session), [])),
+    ...(yield* session.attempt('ftrace', directCalls(session), [])),
+  ];
+  return { at, trampolines: new Set(targets) };
 }
 
-/** A table between two symbols; empty when the kernel has none. */
-function* table(session: Session, start: string, end: string): Walk<{ base: Gva; bytes: Uint8Array }> {
+/** A table of the kernel's image, or of a module. */
+interface Table {
+  readonly base: Gva;
+  readonly bytes: Uint8Array;
+}
+
+const MAX_TABLE = 32 << 20;
+
+/** What lies between two symbols; empty when the kernel has none. */
+function* imageTable(session: Session, start: string, end: string): Walk<Table> {
   const base = session.kernel.symbols.address(start) ?? 0n;
   const size = Number((session.kernel.symbols.address(end) ?? base) - base);
-  const bytes = size > 0 ? yield* session.kernel.readBulk(base, Math.min(size, 32 << 20)) : new Uint8Array();
-  return { base, bytes };
+  return {
+    base,
+    bytes: size > 0 ? yield* session.kernel.readBulk(base, Math.min(size, MAX_TABLE)) : NOTHING,
+  };
+}
+
+const NOTHING = new Uint8Array();
+
+/** The tables of this kind of all modules. */
+function* moduleTables(
+  session: Session,
+  entry: number,
+  place: (module: ModuleObject) => { readonly base: Gva; readonly count: number } | undefined,
+): Walk<Table[]> {
+  const tables: Table[] = [];
+  for (const module of yield* session.attempt('modules', moduleList(session), [])) {
+    const { base, count } = place(module) ?? { base: 0n, count: 0 };
+    if (base === 0n || count === 0 || count * entry > MAX_TABLE) continue;
+    const read = session.kernel.readBulk(base, count * entry);
+    tables.push({ base, bytes: yield* session.attempt('a table of a module', read, NOTHING) });
+  }
+  return tables;
 }
 
 /** Entries are relative to themselves; before 4.20 they were absolute. */
 function* staticKeys(session: Session, at: Map<Gva, Site>): Walk<void> {
   const { size, fields } = session.kernel.layouts.get('jumpEntry');
-  const { base, bytes } = yield* table(session, '__start___jump_table', '__stop___jump_table');
   const { code, target } = fields;
   if (code === undefined || target === undefined || size === 0) return;
-  const address = (entry: number, { offset, size: width }: { offset: number; size: number }) =>
-    width === 8
-      ? getU64(bytes, entry + offset)
-      : base + BigInt(entry + offset + getS32(bytes, entry + offset));
-  for (let entry = 0; entry + size <= bytes.length && at.size < MAX_SITES; entry += size)
-    at.set(address(entry, code), { kind: 'static key', length: MAX_SITE, target: address(entry, target) });
+  const tables = [
+    yield* imageTable(session, '__start___jump_table', '__stop___jump_table'),
+    ...(yield* moduleTables(session, size, (module) =>
+      module.has('jumpEntries')
+        ? { base: module.pointer('jumpEntries'), count: module.number('jumpCount') }
+        : undefined,
+    )),
+  ];
+  for (const { base, bytes } of tables) {
+    const address = (entry: number, { offset, size: width }: { offset: number; size: number }) =>
+      width === 8
+        ? getU64(bytes, entry + offset)
+        : base + BigInt(entry + offset + getS32(bytes, entry + offset));
+    for (let entry = 0; entry + size <= bytes.length && at.size < MAX_SITES; entry += size)
+      at.set(address(entry, code), { kind: 'static key', length: MAX_SITE, target: address(entry, target) });
+  }
 }
 
 function* staticCalls(session: Session, at: Map<Gva, Site>): Walk<void> {
   const { size } = session.kernel.layouts.get('staticCallSite');
   if (size === 0) return;
-  const { base, bytes } = yield* table(session, '__start_static_call_sites', '__stop_static_call_sites');
-  for (let entry = 0; entry + size <= bytes.length && at.size < MAX_SITES; entry += size) {
-    // The trampoline of each key is patched, too, and is a site by its symbol.
-    at.set(base + BigInt(entry + getS32(bytes, entry)), { kind: 'static call', length: MAX_SITE });
-  }
+  const tables = [
+    yield* imageTable(session, '__start_static_call_sites', '__stop_static_call_sites'),
+    ...(yield* moduleTables(session, size, (module) =>
+      module.has('staticCalls')
+        ? { base: module.pointer('staticCalls'), count: module.number('staticCallCount') }
+        : undefined,
+    )),
+  ];
+  for (const { base, bytes } of tables)
+    for (let entry = 0; entry + size <= bytes.length && at.size < MAX_SITES; entry += size)
+      at.set(base + BigInt(entry + getS32(bytes, entry)), { kind: 'static call', length: MAX_SITE });
+  // The trampoline of each key is patched, too, and is a site by its symbol.
   for (const { name, address } of session.kernel.symbols)
     if (name.startsWith('__SCT__')) at.set(address, { kind: 'static call', length: MAX_SITE });
 }
