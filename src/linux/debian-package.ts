@@ -40,13 +40,17 @@ export async function fileFromTar(
   maxSize: number,
 ): Promise<Buffer | undefined> {
   const source = new ByteSource(archive);
-  for (;;) {
-    const header = await source.take(BLOCK);
-    if (header === undefined || header[0] === 0) return undefined;
-    const { path, size, kind } = entryOf(header);
-    if (!(size >= 0)) return undefined;
-    if (REGULAR.has(kind) && wanted(path)) return size > maxSize ? undefined : source.take(size);
-    if (!(await source.skip(Math.ceil(size / BLOCK) * BLOCK))) return undefined;
+  try {
+    for (;;) {
+      const header = await source.take(BLOCK);
+      if (header === undefined || header[0] === 0) return undefined;
+      const { path, size, kind } = entryOf(header);
+      if (!(size >= 0)) return undefined;
+      if (REGULAR.has(kind) && wanted(path)) return size > maxSize ? undefined : await source.take(size);
+      if (!(await source.skip(Math.ceil(size / BLOCK) * BLOCK))) return undefined;
+    }
+  } finally {
+    await source.end();
   }
 }
 
@@ -79,6 +83,11 @@ class ByteSource {
   async take(size: number): Promise<Buffer | undefined> {
     const parts: Uint8Array[] = [];
     return (await this.#consume(size, (part) => parts.push(part))) ? Buffer.concat(parts, size) : undefined;
+  }
+
+  /** Nothing more is wanted: what makes the stream is ended. */
+  async end(): Promise<void> {
+    await this.#chunks.return?.();
   }
 
   skip(size: number): Promise<boolean> {

@@ -13,7 +13,7 @@ import { directCalls, kprobeAddresses, trampolines } from './hooks.ts';
 
 /** A place that may change. */
 export interface Site {
-  readonly kind: 'static key' | 'static call' | 'ftrace' | 'kprobe';
+  readonly kind: 'static key' | 'static call' | 'ftrace' | 'ftrace call' | 'kprobe';
   readonly length: number;
   /** Static keys: where the jump leads. */
   readonly target?: Gva;
@@ -120,8 +120,16 @@ function* staticCalls(session: Session, at: Map<Gva, Site>): Walk<void> {
     if (name.startsWith('__SCT__')) at.set(address, { kind: 'static call', length: MAX_SITE });
 }
 
+/** Where ftrace's own code calls who uses it. */
+const FTRACE_CALLS = ['ftrace_call', 'ftrace_regs_call', 'ftrace_graph_call', 'ftrace_epilogue'];
+
 function* ftraceSites(session: Session, at: Map<Gva, Site>): Walk<void> {
-  const first = session.kernel.symbols.address('ftrace_pages_start');
+  const { symbols } = session.kernel;
+  for (const name of FTRACE_CALLS) {
+    const address = symbols.address(name);
+    if (address !== undefined) at.set(address, { kind: 'ftrace call', length: MAX_SITE });
+  }
+  const first = symbols.address('ftrace_pages_start');
   if (first === undefined) return;
   const { size, fields } = session.kernel.layouts.get('ftraceRecord');
   const offset = fields.address?.offset ?? 0;
@@ -169,6 +177,8 @@ export function isLegitimate(
       );
     case 'ftrace':
       return bytes[0] === CALL && isCode(near);
+    case 'ftrace call':
+      return bytes[0] === RET || ((bytes[0] === CALL || bytes[0] === JMP) && isCode(near));
     case 'kprobe':
       return bytes[0] === JMP;
   }

@@ -69,8 +69,8 @@ export function* checkText(
   const sites = yield* sitesOf(session);
   const isCode = yield* codeTest(session, sites);
   const findings = [
-    ...checkSites(session, text, sites, isCode),
     ...checkFunctionStarts(session, text, sites),
+    ...checkSites(session, text, sites, isCode),
     ...(yield* checkDispatchers(session, text)),
     ...(yield* session.attempt('hooks', checkHooks(session, isCode), [])),
   ];
