@@ -481,6 +481,17 @@ function resolve(name: StructName, types: TypeSource | undefined): StructLayout 
   return { name, type, size, span: { start: Math.min(start, end), end }, fields };
 }
 
+/** Variables and functions that have other names in other versions: the first one that this kernel has is meant. */
+export const SYMBOL_NAMES = {
+  topTable: ['init_top_pgt', 'swapper_pg_dir', 'init_level4_pgt'],
+  /** What holds the time. */
+  timekeeper: ['shadow_timekeeper', 'tk_core', 'timekeeper_data'],
+  /** Where system calls enter the kernel: syscall, syscall of 32-bit code, sysenter. */
+  syscallEntry: ['entry_SYSCALL_64', 'entry_SYSCALL_64_trampoline'],
+  compatSyscallEntry: ['entry_SYSCALL_compat', 'entry_SYSCALL32_ignore', 'ignore_sysret'],
+  sysenterEntry: ['entry_SYSENTER_compat'],
+} as const;
+
 /** Variables whose types BTF does not have. */
 export const VARIABLES: Readonly<Record<string, string>> = {
   init_task: 'task_struct',

@@ -72,7 +72,9 @@ for (const series of ['6.1', '6.12'] as const) {
       }
     });
 
-    test('a direct call of a system call that leads elsewhere is found without any reference', async () => {
+    test('a direct call of a system call that leads elsewhere is found without any reference', async (t) => {
+      if (guest.linux.symbols.address('x64_sys_call') === undefined)
+        return t.skip('this kernel calls through its table');
       const dispatcher = symbol('x64_sys_call');
       const size = Number(guest.linux.symbols.nextAfter(dispatcher)! - dispatcher);
       const code = Buffer.from(
@@ -188,18 +190,18 @@ for (const series of ['6.1', '6.12'] as const) {
         return t.skip('the kernel cannot trace');
       const baseline = await guest.linux.baseline();
       await vm.run(
-        'cd /sys/kernel/tracing; echo vfs_fsync >set_ftrace_filter; echo function >current_tracer; ' +
-          'echo p:probe do_unlinkat >kprobe_events; echo 1 >events/kprobes/probe/enable',
+        'cd /sys/kernel/tracing; echo ksys_sync >set_ftrace_filter; echo function >current_tracer; ' +
+          'echo p:probe vfs_unlink >kprobe_events; echo 1 >events/kprobes/probe/enable',
       );
       try {
         const { rows } = await guest.linux.hooks();
         assert.ok(
-          rows.some(({ kind, place }) => kind === 'ftrace' && place.startsWith('vfs_fsync')),
+          rows.some(({ kind, place }) => kind === 'ftrace' && place.startsWith('ksys_sync')),
           JSON.stringify(rows),
         );
-        assert.ok(rows.some(({ kind, place }) => kind === 'kprobe' && place.startsWith('do_unlinkat')));
+        assert.ok(rows.some(({ kind, place }) => kind === 'kprobe' && place.startsWith('vfs_unlink')));
         assert.deepEqual((await guest.linux.check({ baseline })).rows, []);
-        const ops = rows.find(({ place }) => place.startsWith('vfs_fsync'))!;
+        const ops = rows.find(({ place }) => place.startsWith('ksys_sync'))!;
         const handler =
           BigInt(ops.address) + BigInt(guest.linux.kernel.layouts.field('ftraceOps', 'function').offset);
         await guest.whileChanged([[handler, u64(0xffff_ffff_c1234560n)]], async () => {

@@ -3,7 +3,7 @@ import type { Gva } from '../../machine/index.ts';
 import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
-import { tableEntries } from './dispatch.ts';
+import { SYSCALL_NAME, tableEntries } from './dispatch.ts';
 import type { Finding } from './finding.ts';
 import { symbolic } from './hooks.ts';
 import type { Sites } from './sites.ts';
@@ -104,7 +104,8 @@ export function* checkDispatchers(session: Session, text: TextImage): Walk<Findi
       if (reached.has(address)) continue;
       const names = symbols.namesAt(address);
       // What the table says wrong is found with the table.
-      if (names.length === 0 || names.some((candidate) => NOT_IMPLEMENTED.test(candidate))) continue;
+      if (!names.some((candidate) => SYSCALL_NAME.test(candidate))) continue;
+      if (names.some((candidate) => NOT_IMPLEMENTED.test(candidate))) continue;
       findings.push({
         check: 'syscall',
         subject: `${name}, number ${entries.indexOf(address)}`,

@@ -2,6 +2,7 @@ import { getU16, getU32, getU64 } from '../../abi/bytes.ts';
 import { getRegister } from '../../abi/state.ts';
 import { vcpuState } from '../../abi/x86.ts';
 import type { Gva } from '../../machine/index.ts';
+import { SYMBOL_NAMES } from '../layout.ts';
 import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
@@ -10,7 +11,7 @@ import { symbolic } from './hooks.ts';
 import { textRange } from './text.ts';
 
 /** Functions that a system call may lead to: their wrappers, and the one for calls that are not there. */
-const SYSCALL_NAME = /^(__x64_|__ia32_|__do_|__se_|sys_|compat_sys_|ksys_|stub_)/;
+export const SYSCALL_NAME = /^(__x64_|__ia32_|__do_|__se_|sys_|compat_sys_|ksys_|stub_)/;
 const TABLES = ['sys_call_table', 'ia32_sys_call_table', 'x32_sys_call_table'];
 const MAX_ENTRIES = 1024;
 
@@ -141,9 +142,9 @@ function isEarly(session: Session, vector: number, handler: bigint): boolean {
 
 /** MSRs that hold an address at which the kernel is entered, and the functions that may be there. */
 const ENTRIES = [
-  ['lstar', ['entry_SYSCALL_64', 'entry_SYSCALL_64_trampoline']],
-  ['cstar', ['entry_SYSCALL_compat', 'entry_SYSCALL32_ignore', 'ignore_sysret']],
-  ['sysenter_eip', ['entry_SYSENTER_compat']],
+  ['lstar', SYMBOL_NAMES.syscallEntry],
+  ['cstar', SYMBOL_NAMES.compatSyscallEntry],
+  ['sysenter_eip', SYMBOL_NAMES.sysenterEntry],
 ] as const;
 
 /** The MSRs with the entries for system calls, and the interrupt table, of each vCPU. */

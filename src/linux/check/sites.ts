@@ -144,7 +144,7 @@ function* ftraceSites(session: Session, at: Map<Gva, Site>): Walk<void> {
   }
 }
 
-const NOPS = ['0f1f440000', '6690', '9090909090', '666690', '3e8d742600'];
+const NOPS = ['0f1f440000', '6690', '9090909090', '666690', '66666690', '6666666690', '3e8d742600'];
 const CALL = 0xe8;
 const JMP = 0xe9;
 const SHORT_JMP = 0xeb;
