@@ -43,6 +43,30 @@ const STRUCTS: Readonly<Record<string, StructDefinition>> = {
     },
   },
   signal_struct: { size: 64, members: { nr_threads: [0, 's32'], thread_head: [16, 'struct list_head'] } },
+  mm_struct: {
+    size: 64,
+    members: {
+      pgd: [0, 'void *'],
+      arg_start: [8, 'u64'],
+      arg_end: [16, 'u64'],
+      env_start: [24, 'u64'],
+      env_end: [32, 'u64'],
+      exe_file: [40, 'void *'],
+      mmap: [48, 'void *'],
+    },
+  },
+  files_struct: { size: 16, members: { fdt: [0, 'void *'] } },
+  fdtable: { size: 16, members: { max_fds: [0, 'u32'], fd: [8, 'void *'] } },
+  path: { size: 16, members: { mnt: [0, 'void *'], dentry: [8, 'void *'] } },
+  file: {
+    size: 64,
+    members: {
+      f_path: [0, 'struct path'],
+      f_inode: [16, 'void *'],
+      f_mode: [24, 'u32'],
+      f_flags: [28, 'u32'],
+    },
+  },
   task_struct: {
     size: 512,
     members: {
@@ -67,6 +91,10 @@ const STRUCTS: Readonly<Record<string, StructDefinition>> = {
 };
 
 export const TASK = STRUCTS.task_struct!;
+/** Of the synthetic kernel's structures by member: `offsetIn('mm_struct', 'pgd')`. */
+export function offsetIn(struct: string, member: string): number {
+  return STRUCTS[struct]!.members[member]![0];
+}
 
 function offsetOf(member: string): number {
   return TASK.members[member]![0];

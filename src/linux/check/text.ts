@@ -75,12 +75,12 @@ export function* checkText(
     ...(yield* session.attempt('hooks', checkHooks(session, isCode), [])),
   ];
   if (baseline !== undefined) {
-    findings.push(...changes(session, baseline.text, text, sites));
+    for (const finding of changes(session, baseline.text, text, sites)) findings.push(finding);
     for (const now of yield* readModuleTexts(session)) {
       const before = baseline.modules.find(({ module }) => module === now.module);
       // One that was unloaded and loaded again lies elsewhere.
       if (before?.start === now.start && before.bytes.length === now.bytes.length)
-        findings.push(...changes(session, before, now, sites));
+        for (const finding of changes(session, before, now, sites)) findings.push(finding);
     }
   }
   if (findings.length > MAX_FINDINGS)
