@@ -126,11 +126,12 @@ function markStructures(
   text: TextImage,
   allowed: Uint8Array,
 ): void {
-  const { size, fields } = session.kernel.layouts.get<'alternative' | 'paravirtSite'>(kind);
+  const { size, fields, span } = session.kernel.layouts.get<'alternative' | 'paravirtSite'>(kind);
   const table = sections.find(({ name }) => name === STRUCTURE_SECTIONS[kind]);
   const { instruction, length } = fields;
   if (table?.content === undefined || instruction === undefined || length === undefined) return;
-  for (let at = 0; at + size <= table.content.length; at += size) {
+  // The last entry of a table has no padding.
+  for (let at = 0; at + span.end <= table.content.length; at += size) {
     const field = at + instruction.offset;
     const site =
       instruction.size === 8

@@ -100,8 +100,21 @@ function* byPid(session: Session): Walk<Seen[]> {
 
 const MAX_CPUS = 8192;
 
-/** What the processors run, and what waits for them. */
+/**
+ * What the processors run, and what waits for them. Nothing in a guest changes as fast as that: a list that does not
+ * end well is read again before it is called damaged.
+ */
 function* byRunQueue(session: Session): Walk<Seen[]> {
+  for (let look = 1; ; look++) {
+    const fresh = session.again();
+    const found = yield* runQueues(fresh);
+    if (look < LOOKS && fresh.reasons.length > 0) continue;
+    for (const reason of fresh.reasons) session.note(reason);
+    return found;
+  }
+}
+
+function* runQueues(session: Session): Walk<Seen[]> {
   const { symbols, layouts } = session.kernel;
   const queues = symbols.address('runqueues');
   const offsets = symbols.address('__per_cpu_offset');
