@@ -56,7 +56,10 @@ export class Obj<S extends StructName> {
       case 4:
         return field.signed ? getS32(this.#bytes, at) : getU32(this.#bytes, at);
       default:
-        return Number(this.big(name));
+        // Damaged types have integers of any size.
+        return field.size < 8
+          ? Number(bitsOf(this.#bytes, at, { ...field, bitSize: 8 * field.size }))
+          : Number(this.big(name));
     }
   }
 
