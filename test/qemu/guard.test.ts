@@ -35,7 +35,9 @@ describe('the host side of a QEMU machine is killed', { skip: whyNoLinuxGuest() 
       await once(host.stdout!, 'data');
       await new Promise((resolve) => setTimeout(resolve, round * 13));
       host.kill('SIGKILL');
-      await vm.nextTicks(1, PATIENCE_MS).catch(() => assert.fail(`round ${round}: the guest's clock stands still`));
+      await vm
+        .nextTicks(1, PATIENCE_MS)
+        .catch(() => assert.fail(`round ${round}: the guest's clock stands still`));
       await gone(`round ${round}`);
     }
     assert.deepEqual(await text.changes(vm), [], 'kernel text is as before');
