@@ -37,7 +37,7 @@ async function run(command: string): Promise<string> {
   return text;
 }
 
-function escape(text: string): string {
+function escapeXml(text: string): string {
   return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
 }
 
@@ -47,7 +47,7 @@ function spans(line: string): string {
   return line
     .split(/\x1b\[(\d+)m/)
     .map((part, index) => {
-      if (index % 2 === 0) return part && `<tspan${style}>${escape(part)}</tspan>`;
+      if (index % 2 === 0) return part && `<tspan${style}>${escapeXml(part)}</tspan>`;
       const color = COLORS[part];
       style =
         part === '1'
@@ -70,6 +70,7 @@ function draw(lines: readonly string[]): string {
       `<text x="${MARGIN}" y="${MARGIN + (index + 0.8) * CHARACTER.height}">${spans(line)}</text>`,
   );
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace" font-size="14" fill="#e6edf3" xml:space="preserve">
+<title>A session with kvmi on a terminal</title>
 <rect width="100%" height="100%" rx="8" fill="#0d1117"/>
 ${rows.join('\n')}
 </svg>
