@@ -67,6 +67,8 @@ export interface Finished {
 export interface Started {
   readonly process: ReturnType<typeof spawn>;
   readonly finished: Promise<Finished>;
+  /** What it has printed so far. */
+  output(): string;
   /** Resolves when the program has printed `text`. */
   printed(text: string): Promise<void>;
 }
@@ -90,6 +92,7 @@ export function start(program: string, args: readonly string[], timeout = 30_000
   return {
     process: child,
     finished,
+    output: () => stdout,
     async printed(text) {
       const seen = new Promise<void>((resolve) => {
         if (stdout.includes(text)) resolve();

@@ -6,6 +6,7 @@ import { deferred } from '../../awaitable.ts';
 import { messageOf } from '../../error.ts';
 import { type Log, SILENT } from '../../host/log.ts';
 import { type MachineSafety, machineOf } from './attach.ts';
+import { keepStderrBlocking } from './blocking-stderr.ts';
 import { launch } from './launch.ts';
 import { check, libc } from './libc.ts';
 import { pump } from './pump.ts';
@@ -37,6 +38,7 @@ export async function runUnderKvmi(argv: readonly string[], options: RunOptions 
   const { dialect = 'auto', enabled = true, log = SILENT } = options;
   const filter = notificationFilter(INTROSPECTION_REQUESTS, KVM_CHECK_EXTENSION, capabilitiesOf(dialect));
   const { pid, listener } = launch(argv, filter);
+  const restoreStderr = keepStderrBlocking();
   const supervisor = new Supervisor({ dialect, enabled, log, machine: (vm) => machineOf(vm, options) });
   const restoreSignals = passSignals(pid);
   const listenerClosed = serveNotifications(listener, supervisor, log);
@@ -47,6 +49,7 @@ export async function runUnderKvmi(argv: readonly string[], options: RunOptions 
   } finally {
     restoreSignals();
     await supervisor.close();
+    restoreStderr();
   }
 }
 
