@@ -1,7 +1,7 @@
 import { KvmiError } from '../../error.ts';
 import { kvmCapabilities } from './capabilities.ts';
 import { kvmFlavour } from './flavour.ts';
-import { KvmMachine } from './machine.ts';
+import { KvmMachine, type KvmMachineOptions } from './machine.ts';
 import type { Memslot } from './memslots.ts';
 import { kvmDescriptors, statusNumber } from './proc.ts';
 import { VmFile } from './vm-file.ts';
@@ -38,10 +38,14 @@ export function kernelMemslots(vm: VmFile): readonly Memslot[] {
 /** A machine for a VM descriptor that is held. */
 export function machineOf(
   file: VmFile,
-  { unsafe = false, liftFilters = false }: MachineSafety & { readonly liftFilters?: boolean } = {},
+  {
+    unsafe = false,
+    liftFilters = false,
+    memslots = kernelMemslots,
+  }: MachineSafety & Partial<Pick<KvmMachineOptions, 'liftFilters' | 'memslots'>> = {},
 ): KvmMachine {
   const capabilities = kvmCapabilities(kvmFlavour());
-  return new KvmMachine(file, { capabilities, unsafe, liftFilters, memslots: kernelMemslots });
+  return new KvmMachine(file, { capabilities, unsafe, liftFilters, memslots });
 }
 
 /**

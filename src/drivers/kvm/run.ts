@@ -5,14 +5,17 @@ import { POLL, SECCOMP, SIGNAL, SYS, WAIT } from '../../abi/linux.ts';
 import { deferred } from '../../awaitable.ts';
 import { messageOf } from '../../error.ts';
 import { type Log, SILENT } from '../../host/log.ts';
-import { type MachineSafety, machineOf } from './attach.ts';
+import { kernelMemslots, type MachineSafety, machineOf } from './attach.ts';
 import { keepStderrBlocking } from './blocking-stderr.ts';
+import { InterceptedMemslots, MEMORY_REQUESTS } from './intercepted-slots.ts';
 import { launch } from './launch.ts';
 import { check, libc } from './libc.ts';
 import { pump } from './pump.ts';
 import { capabilitiesOf, INTROSPECTION_REQUESTS, type RunDialect, readNotification } from './requests.ts';
 import { notificationFilter } from './seccomp-filter.ts';
 import { Supervisor } from './supervisor.ts';
+import type { VmFile } from './vm-file.ts';
+import { kernel } from './vmm.ts';
 
 export interface RunOptions extends MachineSafety {
   /** What the program speaks. Default `auto`: v9 or v12, by the numbers of its requests. */
@@ -36,12 +39,16 @@ const EIO = 5;
  */
 export async function runUnderKvmi(argv: readonly string[], options: RunOptions = {}): Promise<number> {
   const { dialect = 'auto', enabled = true, log = SILENT } = options;
-  const filter = notificationFilter(INTROSPECTION_REQUESTS, KVM_CHECK_EXTENSION, capabilitiesOf(dialect));
+  const slots = interceptedSlots(log);
+  const requests = [...INTROSPECTION_REQUESTS, ...(slots ? MEMORY_REQUESTS : [])];
+  const filter = notificationFilter(requests, KVM_CHECK_EXTENSION, capabilitiesOf(dialect));
   const { pid, listener } = launch(argv, filter);
   const restoreStderr = keepStderrBlocking();
-  const supervisor = new Supervisor({ dialect, enabled, log, machine: (vm) => machineOf(vm, options) });
+  const memslots = slots ? (vm: VmFile) => slots.memslots(vm) : kernelMemslots;
+  const machine = (vm: VmFile) => machineOf(vm, { ...options, memslots });
+  const supervisor = new Supervisor({ dialect, enabled, log, machine });
   const restoreSignals = passSignals(pid);
-  const listenerClosed = serveNotifications(listener, supervisor, log);
+  const listenerClosed = serveNotifications(listener, supervisor, slots, log);
   try {
     const code = await exitOf(pid, () => supervisor.checkLiveness());
     await listenerClosed;
@@ -51,6 +58,17 @@ export async function runUnderKvmi(argv: readonly string[], options: RunOptions 
     await supervisor.close();
     restoreStderr();
   }
+}
+
+/**
+ * Where the kernel can be asked for the memory slots of a VM, the program's memory requests need not be intercepted:
+ * undefined then.
+ */
+function interceptedSlots(log: Log): InterceptedMemslots | undefined {
+  const view = kernel();
+  if (typeof view !== 'string') return undefined;
+  log.info(`the memory slots of VMs are learned from the requests that make them: ${view}`);
+  return new InterceptedMemslots();
 }
 
 /** Leaves the program's signals to the program. Returns the function that takes that back. */
@@ -85,7 +103,12 @@ function exitOf(pid: number, exited: () => void): Promise<number> {
 }
 
 /** Answers notifications until nobody is left who could cause one. */
-function serveNotifications(listener: number, supervisor: Supervisor, log: Log): Promise<void> {
+function serveNotifications(
+  listener: number,
+  supervisor: Supervisor,
+  slots: InterceptedMemslots | undefined,
+  log: Log,
+): Promise<void> {
   const { promise, resolve } = deferred<void>();
   const lib = libc();
   // Not in every kernel; without it a round trip takes about four times as long.
@@ -97,10 +120,12 @@ function serveNotifications(listener: number, supervisor: Supervisor, log: Log):
       if (lib.ioctlBytes(listener, SECCOMP.NOTIF_RECV, notification) < 0) return;
       const ioctl = readNotification(notification);
       const respond = (result: number | undefined): void => answer(listener, ioctl.id, result);
-      supervisor.answer(ioctl).then(respond, (error) => {
-        log.error(`ioctl 0x${ioctl.request.toString(16)} of thread ${ioctl.tid}: ${messageOf(error)}`);
-        respond(-EIO);
-      });
+      if (slots?.observe(ioctl)) respond(undefined);
+      else
+        supervisor.answer(ioctl).then(respond, (error) => {
+          log.error(`ioctl 0x${ioctl.request.toString(16)} of thread ${ioctl.tid}: ${messageOf(error)}`);
+          respond(-EIO);
+        });
     } else if (events & (POLL.HUP | POLL.ERR | POLL.NVAL)) {
       watch.stop();
       lib.close(listener);
