@@ -28,6 +28,7 @@ export const KVM = {
   GET_XSAVE: 0x9000aea4,
   SET_XSAVE: 0x5000aea5,
   GET_XCRS: 0x8188aea6,
+  CLEAR_DIRTY_LOG: 0xc018aec0,
   X86_SET_MSR_FILTER: 0x4188aec6,
 } as const;
 
