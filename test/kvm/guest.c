@@ -43,7 +43,7 @@ static uint8_t *make_slots(void)
 {
 	uint8_t *ram = backing(MIB), *rom = backing(MIB), *moved = backing(MIB), *logged = backing(64 << 10);
 	expect("RAM", set_slot(0, 0, 0, MIB, ram), 0);
-	expect("ROM, a part of a mapping", set_slot(1, READONLY, 0xfffc0000, 64 << 10, rom + (128 << 10)), 0);
+	expect("ROM, the end of a mapping", set_slot(1, READONLY, 0xfffc0000, 64 << 10, rom + MIB - (64 << 10)), 0);
 	expect("a slot at 2 MiB", set_slot(2, 0, 2 * MIB, MIB, moved), 0);
 	expect("the same again", set_slot(2, 0, 2 * MIB, MIB, moved), 0);
 	expect("with other memory", set_slot(2, 0, 2 * MIB, MIB, ram), -EINVAL);
@@ -61,7 +61,7 @@ static uint8_t *make_slots(void)
 	expect("a slot next to another one", set_slot(6, LOG_DIRTY, 5 * MIB, 64 << 10, logged), 0);
 	expect("without a log of dirty pages", set_slot(6, 0, 5 * MIB, 64 << 10, logged), 0);
 	is_at(0, 0, MIB, ram, 0);
-	is_at(1, 0xfffc0000, 64 << 10, rom + (128 << 10), 1);
+	is_at(1, 0xfffc0000, 64 << 10, rom + MIB - (64 << 10), 1);
 	is_at(2, 4 * MIB, MIB, moved, 0);
 	is_at(6, 5 * MIB, 64 << 10, logged, 0);
 	return ram;

@@ -1,11 +1,9 @@
-import { KVM } from '../../abi/kvm.ts';
-import { PTRACE_O, SYS } from '../../abi/linux.ts';
+import { PTRACE_O } from '../../abi/linux.ts';
 import { KvmiError } from '../../error.ts';
 import { readText } from './proc.ts';
-import { putUserRegister, type StopEvent, Tracee, type UserRegister, userRegister } from './tracee.ts';
+import { letGo, runningVcpu, stopOf } from './stopped-threads.ts';
+import { Tracee } from './tracee.ts';
 
-const EINTR = -4n;
-const SYSCALL_INSTRUCTION_SIZE = 2n;
 const FIRST_PAUSE_MS = 20;
 const LONGEST_PAUSE_MS = 640;
 
@@ -47,29 +45,7 @@ function isInRun(tid: number, vcpuFd: number): boolean {
   tracee.interrupt();
   const event = stopOf(tracee);
   if (event.kind === 'gone') return false;
-  const regs = tracee.getRegisters();
-  const is = (name: UserRegister, value: number): boolean => userRegister(regs, name) === BigInt(value);
-  const inRun = is('orig_rax', SYS.ioctl) && is('rsi', KVM.RUN) && is('rdi', vcpuFd);
-  if (inRun && BigInt.asIntN(64, userRegister(regs, 'rax')) === EINTR) enterAgain(tracee, regs);
-  tracee.detach(event.kind === 'signal' ? event.signal : 0);
+  const inRun = runningVcpu(tracee) === vcpuFd;
+  letGo(tracee, event.kind === 'signal' ? event.signal : 0);
   return inRun;
-}
-
-/** A thread that was running stops, however long it takes on a busy host; left alone it would stay stopped then. */
-function stopOf(tracee: Tracee): StopEvent {
-  for (;;) {
-    try {
-      return tracee.wait();
-    } catch (error) {
-      if (!(error instanceof KvmiError && error.code === 'E_TIMEOUT')) throw error;
-    }
-  }
-}
-
-/** The interruption is hidden from the VMM. */
-function enterAgain(tracee: Tracee, regs: Uint8Array): void {
-  putUserRegister(regs, 'rax', BigInt(SYS.ioctl));
-  putUserRegister(regs, 'rip', userRegister(regs, 'rip') - SYSCALL_INSTRUCTION_SIZE);
-  putUserRegister(regs, 'orig_rax', -1n);
-  tracee.setRegisters(regs);
 }

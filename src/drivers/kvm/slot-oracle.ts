@@ -61,6 +61,7 @@ interface Found extends Backing {
 export class SlotOracle {
   readonly #ask: Ask;
   readonly #backings: (gpa: number) => Iterable<Backing>;
+  readonly #logged = new Set<number>();
   #marker = { slot: -1, gpa: -1 };
 
   /** @param mappings what the VMM has mapped. */
@@ -73,7 +74,7 @@ export class SlotOracle {
   find(): Memslot[] {
     this.#makeMarker();
     const pending = this.#usedSlots();
-    this.#refuseDirtyLogs(pending);
+    this.#findLogged(pending);
     const known = new Map<number, Found>();
     const found: Memslot[] = [];
     let at = 0;
@@ -109,6 +110,10 @@ export class SlotOracle {
     );
   }
 
+  #flagsOf({ slot, readonly }: Found): number {
+    return (readonly ? KVM_MEM.READONLY : 0) | (this.#logged.has(slot) ? KVM_MEM.LOG_DIRTY_PAGES : 0);
+  }
+
   /** Which guesses are right, each made at the address of the marker. */
   #guess(guesses: readonly Found[]): boolean[] {
     const { slot, gpa } = this.#marker;
@@ -117,7 +122,7 @@ export class SlotOracle {
       const some = guesses.slice(i, i + SERIES_LIMIT - 2);
       const [made, ...rest] = this.#ask([
         set(slot, 0, gpa, PAGE, MARKER_HVA),
-        ...some.map((guess) => set(guess.slot, flagsOf(guess), gpa, guess.size, guess.hva)),
+        ...some.map((guess) => set(guess.slot, this.#flagsOf(guess), gpa, guess.size, guess.hva)),
         remove(slot),
       ]);
       const refused = rest.slice(0, -1).every((answer) => answer === EEXIST || answer === EINVAL);
@@ -139,14 +144,20 @@ export class SlotOracle {
     return new Set(guesses.filter((_, i) => !unused[i]).map(({ slot }) => slot));
   }
 
-  /** A guess about a slot whose dirty pages are logged could end the logging. */
-  #refuseDirtyLogs(slots: ReadonlySet<number>): void {
+  /** Notes which slots have their dirty pages logged: asking with another flag would end that. */
+  #findLogged(slots: ReadonlySet<number>): void {
     for (const slot of slots) {
       const [answer] = this.#ask([{ ask: 'dirty-log', slot }]);
-      if (answer === ENOENT) continue;
-      throw new KvmiError('E_NO_MEMSLOTS', 'the VM logs which pages are written: it is being migrated', {
-        hint: `Try again when that has ended. ${HINT}`,
-      });
+      if (answer === EINVAL) this.#logged.add(slot);
+      else if (answer !== ENOENT) {
+        throw new KvmiError(
+          'E_NO_MEMSLOTS',
+          'the kernel does not tell for which memory slots it logs writes',
+          {
+            hint: HINT,
+          },
+        );
+      }
     }
   }
 
@@ -195,7 +206,7 @@ export class SlotOracle {
 
   /** Nothing changes when it does; otherwise the page is another slot's, and the kernel refuses to move it there. */
   #startsAt(slot: Found, gpa: number): boolean {
-    const [answer] = this.#ask([set(slot.slot, flagsOf(slot), gpa, slot.size, slot.hva)]);
+    const [answer] = this.#ask([set(slot.slot, this.#flagsOf(slot), gpa, slot.size, slot.hva)]);
     if (answer !== 0 && answer !== EEXIST) throw changing();
     return answer === 0;
   }
@@ -209,10 +220,6 @@ function set(slot: number, flags: number, gpa: number, size: number, hva: number
 
 function remove(slot: number): OracleCall {
   return set(slot, 0, 0, 0, 0);
-}
-
-function flagsOf({ readonly }: Found): number {
-  return readonly ? KVM_MEM.READONLY : 0;
 }
 
 function changing(): KvmiError {
