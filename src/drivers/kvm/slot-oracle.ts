@@ -92,22 +92,35 @@ export class SlotOracle {
 
   /** Finds a number and an address for the marker that are free. Nothing is assumed about either. */
   #makeMarker(): void {
-    for (const slot of MARKER_SLOTS) {
-      for (const gpa of MARKER_ADDRESSES) {
-        const [made] = this.#ask([set(slot, 0, gpa, PAGE, MARKER_HVA)]);
-        if (made !== 0) continue;
-        this.#ask([remove(slot)]);
-        this.#marker = { slot, gpa };
-        return;
-      }
-    }
-    throw new KvmiError(
-      'E_NO_MEMSLOTS',
-      'the kernel refuses every question about the memory slots of the VM',
-      {
-        hint: HINT,
-      },
+    const slot = MARKER_SLOTS.find((candidate) => this.#isUnused(candidate));
+    const gpa = MARKER_ADDRESSES.find(
+      (candidate) => slot !== undefined && this.#tryMaking(slot, candidate, PAGE) === 0,
     );
+    if (slot === undefined || gpa === undefined) {
+      throw new KvmiError(
+        'E_NO_MEMSLOTS',
+        'the kernel refuses all questions about the memory slots of the VM',
+        {
+          hint: HINT,
+        },
+      );
+    }
+    this.#marker = { slot, gpa };
+  }
+
+  /** A slot where VMs have memory is refused for it, as long as its number is not used. */
+  #isUnused(slot: number): boolean {
+    const [made] = this.#ask([set(slot, 0, 0, LARGEST_GAP, MARKER_HVA)]);
+    // This VM has none there.
+    if (made === 0) this.#ask([remove(slot)]);
+    return made === 0 || made === EEXIST;
+  }
+
+  /** Makes a slot with an unused number and deletes it again. What the kernel says to the first of it. */
+  #tryMaking(slot: number, gpa: number, size: number): number {
+    const [made, removed] = this.#ask([set(slot, 0, gpa, size, MARKER_HVA), remove(slot)]);
+    if (made === 0 && removed !== 0) throw changing();
+    return made!;
   }
 
   #flagsOf({ slot, readonly }: Found): number {
@@ -163,11 +176,9 @@ export class SlotOracle {
 
   /** Whether no slot has any page of a range: a slot of ours that would fill it can be made. */
   #isFree(gpa: number, size: number): boolean {
-    const { slot } = this.#marker;
-    const [made, removed] = this.#ask([set(slot, 0, gpa, size, MARKER_HVA), remove(slot)]);
-    if (made === 0 && removed === 0) return true;
-    if (made === EEXIST) return false;
-    throw changing();
+    const made = this.#tryMaking(this.#marker.slot, gpa, size);
+    if (made !== 0 && made !== EEXIST) throw changing();
+    return made === 0;
   }
 
   /** The first page from `at` on that a slot has. */
