@@ -4,7 +4,8 @@
  * It makes memory slots in every way, right and wrong, and prints those that there are in the end, one a line:
  * slot, guest-physical address, size, address in this process, whether it is read-only. The first word of each page of
  * a slot is the guest-physical address that it ended at, plus 1. Then it hooks its VM to SOCKET, if there is one, runs
- * until standard input ends, and prints whether its standard descriptors are non-blocking.
+ * until standard input ends, makes another slot, and prints whether its standard descriptors are non-blocking and what
+ * UNHOOK returns.
  */
 #include "vmm.h"
 #include <pthread.h>
@@ -114,6 +115,8 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	while (getchar() != EOF)
 		;
+	expect("a slot in the end", set_slot(7, 0, 16 * MIB, 4096, backing(4096)), 0);
+	printf("UNHOOK: %s\n", strerror(-request(vm, UNHOOK, NULL)));
 	for (int fd = 0; fd < 3; fd++)
 		printf("descriptor %d is %s\n", fd, fcntl(fd, F_GETFL) & O_NONBLOCK ? "non-blocking" : "blocking");
 	return failures != 0;

@@ -103,6 +103,17 @@ describe('a tool and the guest of a program under kvmi run', { skip: skip ?? fal
       await countsOn(guest);
       await end(both);
     });
+
+    it(`lets the program go on when the host side is killed, ${rights}`, async () => {
+      const { run, guest } = await hooked(launcher);
+      await guest.vcpus[0]!.registers();
+      run.process.kill('SIGKILL');
+      await guest.closed;
+      run.process.stdin!.end();
+      const { stdout, stderr } = await run.finished;
+      assert.match(stdout, /^UNHOOK: Function not implemented$/m, stderr);
+      assert.doesNotMatch(stdout, /expected/, 'what it asks the kernel for is done');
+    });
   }
 
   it("leaves the program's standard descriptors blocking, also after something was armed", async () => {

@@ -21,6 +21,10 @@ const REGION_FLAGS: ReadonlyMap<number, number> = new Map([
 /** What {@link InterceptedMemslots} has to be told of. */
 export const MEMORY_REQUESTS: readonly number[] = [KVM.CREATE_VM, ...REGION_FLAGS.keys()];
 
+export function isMemoryRequest(request: number): boolean {
+  return MEMORY_REQUESTS.includes(request);
+}
+
 /** What KVM_SET_USER_MEMORY_REGION asks for. */
 export interface MemoryRequest {
   readonly slot: number;
