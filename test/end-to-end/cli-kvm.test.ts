@@ -154,7 +154,14 @@ describe('kvmi with a QEMU -accel kvm', { skip: reasonOf('gcc', 'qemu-system-x86
   it('doctor shows what KVM needs', async () => {
     const checks = new Map((await rows('doctor')).map((row) => [row.check, row]));
     assert.equal(checks.get('/dev/kvm')?.severity, 'ok');
-    for (const check of ['tracing', 'BPF', 'userfaultfd']) assert.ok(checks.has(check), check);
+    for (const check of ['trace', 'pidfd', 'seccomp', 'confined', 'BTF', 'BPF', 'userfaultfd']) {
+      assert.ok(checks.get(check)?.enables, check);
+      assert.ok(
+        checks.get(check)?.severity === 'ok' || checks.get(check)?.remedy,
+        `${check} says how to get it`,
+      );
+    }
+    assert.match(String(checks.get('/dev/kvm')?.found), /Intel VMX|AMD SVM|PVM|no vendor module/);
   });
 
   for (const how of ['kvm:PID', 'a bare pid']) {
