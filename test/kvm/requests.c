@@ -207,6 +207,7 @@ int main(int argc, char **argv)
 		return NOT_SUPPORTED;
 	}
 	if (feature(vm, COMMAND, 1, -1) == -EPERM) {
+		expect("the capability while disabled", ioctl(vm, KVM_CHECK_EXTENSION, capability), is_v9);
 		expect("UNHOOK while disabled", request(vm, UNHOOK, NULL), -EPERM);
 		expect("PREUNHOOK while disabled", request(vm, PREUNHOOK, NULL), -EPERM);
 		expect("HOOK with a bad pointer while disabled", request(vm, HOOK, (void *)8), -EPERM);

@@ -33,10 +33,12 @@ describe('kvmi run', { skip: skip ?? false }, () => {
     });
   }
 
-  it('refuses everything when introspection is disabled', async () => {
-    const { code, stdout } = await runUnder([requests, 'v9'], ['--disabled']).finished;
-    assert.equal(code, DISABLED, stdout);
-  });
+  for (const series of ['v9', 'v12']) {
+    it(`refuses every request of ${series} when introspection is disabled`, async () => {
+      const { code, stdout } = await runUnder([requests, series], ['--disabled']).finished;
+      assert.equal(code, DISABLED, stdout);
+    });
+  }
 
   it("leaves the program's stdio and exit code alone", async () => {
     const run = runUnder(['sh', '-c', 'cat; echo error >&2; exit 7']);
