@@ -142,6 +142,21 @@ static void child_of_fork(int vm)
 	close(sockets[1]);
 }
 
+static void vm_of_a_child(void)
+{
+	int status, sockets[2];
+	socket_pair(sockets);
+	fflush(stdout);
+	pid_t child = fork();
+	if (child == 0)
+		_exit(hook(new_vm(), sockets[0], 0) == 0 && get_version(sockets[1], version_id) == 1 ? 0 : 1);
+	waitpid(child, &status, 0);
+	expect("a child hooks a VM of its own", status, 0);
+	close(sockets[0]);
+	expect("hang-up after the child has ended", hung_up(sockets[1]), 1);
+	close(sockets[1]);
+}
+
 static void two_vms(int first)
 {
 	int second = new_vm(), a[2], b[2];
@@ -221,6 +236,7 @@ int main(int argc, char **argv)
 	before_unhook(vm);
 	other_descriptors(vm);
 	child_of_fork(vm);
+	vm_of_a_child();
 	two_vms(vm);
 	threads_at_once(vm);
 	if (failures == 0)

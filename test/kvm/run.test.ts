@@ -65,6 +65,7 @@ describe('kvmi run', { skip: skip ?? false }, () => {
     ['exit', 42],
     ['signal', 128 + 15],
     ['close', 42],
+    ['exec', 0],
   ] as const) {
     it(`hangs up on the tool when the VMM ends its VM by ${how}`, async () => {
       const path = join(folder, `tool-${how}.sock`);
