@@ -371,12 +371,13 @@ export class KvmMachine implements Machine, VcpuOwner {
     }
   }
 
-  /** Writes what is armed on a vCPU where the agent takes it from. */
-  #applyDebug({ vcpu, debug }: VcpuState): void {
-    if (!vcpu.thread) return;
-    vcpu.thread.changed = true;
-    const { slot } = vcpu.thread;
-    putDebugRequest(slot.bytes, debug, this.#msrs.active);
+  #applyDebug({ vcpu }: VcpuState): void {
+    if (vcpu.thread) vcpu.thread.changed = true;
+  }
+
+  prepareEntry({ index, thread }: KvmVcpu): void {
+    const { slot } = thread!;
+    putDebugRequest(slot.bytes, this.#states[index]!.debug, this.#msrs.active);
     this.#msrs.put(slot, this.#vmFd, this.#states.length === 1);
   }
 

@@ -38,6 +38,11 @@ export interface ThreadOwner {
   held(reason: HoldReason): void;
   /** The thread has left the guest, for whatever reason. */
   left(): void;
+  /**
+   * Writes what is armed into the slot. Called only before the agent arms it: until then it is what KVM has, by which
+   * the agent tells its own exits from those of the VMM.
+   */
+  prepareEntry(): void;
   gone(): void;
 }
 
@@ -375,6 +380,7 @@ export class VcpuThread {
   #enterAgent(): void {
     this.phase = 'agent';
     this.page.publish = true;
+    if (this.changed || !this.#inAgent) this.#owner.prepareEntry();
     if (this.#inAgent) {
       const asBefore = this.#reason === 'exit' && !this.changed;
       putU32(this.slot.bytes, SLOT.command, asBefore ? COMMAND.again : COMMAND.run);

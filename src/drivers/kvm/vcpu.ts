@@ -39,6 +39,8 @@ export interface VcpuOwner {
   gone(vcpu: KvmVcpu): void;
   /** Nobody knows its thread yet. */
   search(vcpu: KvmVcpu): void;
+  /** Writes what is armed on it where its agent takes it from. */
+  prepareEntry(vcpu: KvmVcpu): void;
 }
 
 /** A vCPU of a VM on stock KVM. */
@@ -140,6 +142,10 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
     clearTimeout(this.#park);
     this.#park = undefined;
     this.#owner.held(this, reason);
+  }
+
+  prepareEntry(): void {
+    this.#owner.prepareEntry(this);
   }
 
   left(): void {
