@@ -73,11 +73,14 @@ static void *run(void *argument)
 	struct vcpu *vcpu = argument;
 	if (filtered)
 		filter_thread();
+	park(vcpu);
 	for (;;) {
-		park(vcpu);
 		if (ioctl(vcpu->fd, KVM_RUN, 0) < 0) {
-			if (errno == EINTR)
+			if (errno == EINTR) {
+				/* What an exit has left to be done is done: here the vCPU may stand still. */
+				park(vcpu);
 				continue;
+			}
 			fprintf(stderr, "KVM_RUN: %s\n", strerror(errno));
 			_exit(1);
 		}

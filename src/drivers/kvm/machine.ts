@@ -179,11 +179,11 @@ export class KvmMachine implements Machine, VcpuOwner {
       if (state.joining) this.#join(state, state.joining);
       const { thread } = state.vcpu;
       const event = thread?.tracee.poll();
-      if (event) this.#guarded(() => thread!.stopped(event));
+      if (event) this.guarded(() => thread!.stopped(event));
     }
   }
 
-  #guarded(run: () => void): void {
+  guarded(run: () => void): void {
     try {
       run();
     } catch (error) {
@@ -203,7 +203,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     if (state.joining || state.searching || !this.#handler) return;
     const tid = this.vmm.threadOf(vcpu.fd);
     if (tid !== undefined) {
-      this.#guarded(() => {
+      this.guarded(() => {
         state.joining = this.vmm.trace(tid);
       });
       return;
@@ -223,12 +223,12 @@ export class KvmMachine implements Machine, VcpuOwner {
       this.search(state.vcpu);
       return;
     }
-    if (event.kind !== 'interrupt') {
+    if (event.kind !== 'interrupt' && event.kind !== 'group-stop') {
       tracee.cont(event.kind === 'signal' ? event.signal : 0);
       return;
     }
     state.joining = undefined;
-    this.#guarded(() => {
+    this.guarded(() => {
       const { vcpu } = state;
       const slot = this.vmm.agentVia(tracee).slot(vcpu.index);
       const page = new RunPage(this.vmm.pid, vcpu.fd);

@@ -74,8 +74,6 @@ export class VcpuThread {
   #kicked = false;
   #vmmImmediateExit = 0;
   #reason: HoldReason = 'request';
-  /** A signal that was about to be delivered when the thread was stopped for good. */
-  #signalOnLeaving = 0;
   readonly #owner: ThreadOwner;
 
   constructor(owner: ThreadOwner, tracee: Tracee, slot: Slot, page: RunPage, pid: number, fd: number) {
@@ -105,7 +103,7 @@ export class VcpuThread {
         this.#owner.gone();
         return;
       case 'group-stop':
-        this.tracee.listen();
+        this.#groupStopped();
         return;
       case 'signal':
         this.#signal(event.signal);
@@ -268,22 +266,33 @@ export class VcpuThread {
 
   /** Holds a thread that waits in a system call of the VMM: a vCPU that the VMM has paused. */
   park(): void {
-    if (this.phase !== 'catching' || this.tracee.stopped) return;
-    this.tracee.interrupt();
-    const event = this.tracee.wait();
-    if (event.kind !== 'interrupt') {
-      this.stopped(event);
+    while (this.phase === 'catching' && !this.tracee.stopped) {
+      this.tracee.interrupt();
+      const event = this.tracee.wait();
+      if (event.kind !== 'interrupt') {
+        this.stopped(event);
+        continue;
+      }
+      const regs = this.tracee.getRegisters();
+      if (getS64(regs, USER_REGS.orig_rax) < 0n || this.#isRun(regs) || !this.#parkAt(regs)) this.#catch();
       return;
     }
-    const regs = this.tracee.getRegisters();
-    const waiting = getS64(regs, USER_REGS.orig_rax) >= 0n && !this.#isRun(regs);
-    if (!waiting || pendingForVmm(this.page.exitReason)) {
-      this.#catch();
-      return;
-    }
+  }
+
+  /** Holds the thread outside KVM_RUN; false when the vCPU is not between two instructions. */
+  #parkAt(regs: Uint8Array): boolean {
+    if (pendingForVmm(this.page.exitReason)) return false;
     this.slot.save(withRestart(regs), this.tracee.getSignalMask());
     this.parked = true;
     this.#hold('request');
+    return true;
+  }
+
+  /** SIGSTOP has stopped the VMM: what is wanted is done, and the thread stays stopped. */
+  #groupStopped(): void {
+    this.#owner.left();
+    const served = this.#owner.wanted && this.phase !== 'agent' && this.#parkAt(this.tracee.getRegisters());
+    if (!served) this.tracee.listen();
   }
 
   /** Carries out system calls in the held thread. */
@@ -327,7 +336,8 @@ export class VcpuThread {
       if (performance.now() > deadline) return false;
       if (!this.tracee.stopped) this.tracee.interrupt();
       const event = this.tracee.wait();
-      this.stopped(event);
+      if (event.kind === 'group-stop' && this.phase === 'agent') this.#interrupted();
+      else this.stopped(event);
     }
     return done();
   }
@@ -338,24 +348,38 @@ export class VcpuThread {
       if (this.phase === 'held') this.release();
       return this.phase === 'free' || this.phase === 'catching';
     };
-    if (!this.#pumpUntil(home)) return false;
-    this.tracee.interrupt();
-    const event = this.tracee.wait();
-    if (event.kind === 'gone') return false;
-    this.#signalOnLeaving = event.kind === 'signal' ? event.signal : 0;
+    return this.tracee.uninterrupted(() => this.#pumpUntil(home) && this.#standStill());
+  }
+
+  /** Stops the thread in the VMM's own code, where it can be left alone. */
+  #standStill(): boolean {
+    const deadline = performance.now() + DETACH_TIMEOUT_MS;
+    while (performance.now() < deadline) {
+      this.tracee.interrupt();
+      const event = this.tracee.wait();
+      if (event.kind === 'gone') return false;
+      if (event.kind === 'group-stop') return true;
+      if (event.kind === 'interrupt') {
+        this.#hideInterruption();
+        return true;
+      }
+      this.tracee.cont(event.kind === 'signal' ? event.signal : 0);
+    }
+    return false;
+  }
+
+  #hideInterruption(): void {
     const regs = this.tracee.getRegisters();
     const interrupted = this.#isRun(regs) && getS64(regs, USER_REGS.rax) === EINTR;
-    if (event.kind === 'interrupt' && interrupted && !this.#signalPending()) {
-      this.#saveForRerun(regs);
-      this.tracee.setRegisters(this.slot.saved);
-    }
-    this.page.publish = false;
-    return true;
+    if (!interrupted || this.#signalPending()) return;
+    this.#saveForRerun(regs);
+    this.tracee.setRegisters(this.slot.saved);
   }
 
   /** Detaches from the stopped thread, which goes on as if it had never been traced. */
   letGo(): void {
-    this.tracee.detach(this.#signalOnLeaving);
+    this.page.publish = false;
+    this.tracee.detach();
     this.page.close();
     this.phase = 'gone';
   }

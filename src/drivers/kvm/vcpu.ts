@@ -39,6 +39,8 @@ export interface VcpuOwner {
   gone(vcpu: KvmVcpu): void;
   /** Nobody knows its thread yet. */
   search(vcpu: KvmVcpu): void;
+  /** Runs something that traces; a failure ends the machine. */
+  guarded(run: () => void): void;
   /** Writes what is armed on it where its agent takes it from. */
   prepareEntry(vcpu: KvmVcpu): void;
 }
@@ -75,6 +77,7 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
       thread.slot.bytes.subarray(SLOT.msrs),
       AGENT_MSRS.map(([, index]) => index),
     );
+    this.#parkLater();
   }
 
   get armed(): boolean {
@@ -133,7 +136,7 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
     this.#park = setTimeout(() => {
       this.#park = undefined;
       if (!this.wanted || !this.thread) return;
-      this.thread.park();
+      this.#owner.guarded(() => this.thread?.park());
       this.#parkLater();
     }, PARK_AFTER_MS);
   }
