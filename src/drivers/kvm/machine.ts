@@ -240,6 +240,14 @@ export class KvmMachine implements Machine, VcpuOwner {
     });
   }
 
+  exitPending(vcpu: KvmVcpu): boolean {
+    const pending = this.vmm.exitPending(vcpu.fd);
+    if (pending !== undefined) return pending;
+    // The reason stays what it was when KVM_RUN only completes an exit: it may be over, but may as well not.
+    const reason = vcpu.thread?.page.exitReason;
+    return reason === KVM_EXIT.IO || reason === KVM_EXIT.MMIO;
+  }
+
   gone(vcpu: KvmVcpu): void {
     this.#states[vcpu.index]!.vcpu.thread = undefined;
   }

@@ -34,6 +34,8 @@ export interface ThreadOwner {
   readonly armed: boolean;
   /** Somebody wants the vCPU outside the guest. */
   readonly wanted: boolean;
+  /** KVM_RUN has to be called again before the state is that between two instructions. */
+  readonly exitPending: boolean;
   /** The thread is held; it goes on after `release`. */
   held(reason: HoldReason): void;
   /** The thread has left the guest, for whatever reason. */
@@ -281,7 +283,7 @@ export class VcpuThread {
 
   /** Holds the thread outside KVM_RUN; false when the vCPU is not between two instructions. */
   #parkAt(regs: Uint8Array): boolean {
-    if (pendingForVmm(this.page.exitReason)) return false;
+    if (this.#owner.exitPending) return false;
     this.slot.save(withRestart(regs), this.tracee.getSignalMask());
     this.parked = true;
     this.#hold('request');
@@ -418,11 +420,6 @@ export class VcpuThread {
     this.changed = false;
     this.tracee.cont();
   }
-}
-
-/** Exits whose handling the VMM has to complete before the state is that of the guest between instructions. */
-function pendingForVmm(exitReason: number): boolean {
-  return exitReason === KVM_EXIT.IO || exitReason === KVM_EXIT.MMIO;
 }
 
 function debugOff(thread: VcpuThread): Call {

@@ -41,6 +41,8 @@ export interface VcpuOwner {
   search(vcpu: KvmVcpu): void;
   /** Runs something that traces; a failure ends the machine. */
   guarded(run: () => void): void;
+  /** Whether KVM has an exit of it to complete. */
+  exitPending(vcpu: KvmVcpu): boolean;
   /** Writes what is armed on it where its agent takes it from. */
   prepareEntry(vcpu: KvmVcpu): void;
 }
@@ -82,6 +84,10 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
 
   get armed(): boolean {
     return this.armedTraps > 0;
+  }
+
+  get exitPending(): boolean {
+    return this.#owner.exitPending(this);
   }
 
   get wanted(): boolean {

@@ -97,6 +97,12 @@ export class Vmm {
     return threads.find((tid) => inRun(this.pid, tid, vcpuFd));
   }
 
+  /** Whether a vCPU has an exit to complete; undefined when it cannot be told. */
+  exitPending(vcpuFd: number): boolean | undefined {
+    const view = kernel();
+    return typeof view === 'string' ? undefined : this.#withVcpu(vcpuFd, (held) => view.exitPending(held));
+  }
+
   hasThread(tid: number): boolean {
     return readText(`/proc/${this.pid}/task/${tid}/comm`) !== undefined;
   }
