@@ -269,7 +269,7 @@ describe('coming and going', { skip: skip ?? false }, () => {
       };
       await until(() => counter() > 0, 'the guest has started');
       for (let cycle = 0; cycle < 13; cycle++) {
-        const tracer = start(process.execPath, [ARMED_MAIN, String(qemu.pid), kind]);
+        const tracer = start(process.execPath, [ARMED_MAIN, String(qemu.pid), 'counter', kind]);
         await tracer.printed('armed');
         await new Promise((resolve) => setTimeout(resolve, Math.random() * 50));
         tracer.process.kill('SIGKILL');

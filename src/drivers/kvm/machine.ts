@@ -5,6 +5,7 @@ import { STATE_SIZE } from '../../abi/state.ts';
 import { type Awaitable, attempt, then } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import {
+  ACCESS,
   type Answer,
   type Capabilities,
   CONTINUE,
@@ -16,6 +17,7 @@ import {
   translate,
 } from '../../machine/index.ts';
 import { SLOT } from './agent-code.ts';
+import { isConfined } from './confinement.ts';
 import { Guard } from './guard.ts';
 import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
 import { nameOf, uuidOf } from './identity.ts';
@@ -74,6 +76,8 @@ export class KvmMachine implements Machine, VcpuOwner {
   #handler: MachineHandler | undefined;
   #guard: Promise<Guard> | undefined;
   #detaching = false;
+  /** A thread of a vCPU is. */
+  #confined = false;
   #discovery: NodeJS.Timeout | undefined;
   #stopPolling: (() => void) | undefined;
   #exit: Watch | undefined;
@@ -101,9 +105,9 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   /** With several vCPUs the MSR filter cannot be off whenever one of them is in its VMM. */
   get capabilities(): Capabilities {
-    return this.#unsafe || this.#states.length <= 1
-      ? this.#capabilities
-      : { ...this.#capabilities, msr: UNSAFE_MSR };
+    if (this.#unsafe) return this.#capabilities;
+    if (this.#confined) return { ...this.#capabilities, ...UNSAFE_WHEN_CONFINED };
+    return this.#states.length <= 1 ? this.#capabilities : { ...this.#capabilities, msr: UNSAFE_MSR };
   }
 
   get vcpus(): readonly KvmVcpu[] {
@@ -138,8 +142,9 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#discovery.unref();
   }
 
-  /** vCPUs that were created meanwhile. */
+  /** vCPUs that were created meanwhile, or a VMM that has closed its VM (as execve does). */
   #announceNew(): void {
+    if (this.vmm.file.ownersDescriptor() === undefined) return this.#vmmGone();
     for (const vcpu of this.#discover()) void this.#handler?.vcpuCreated?.(vcpu);
   }
 
@@ -230,14 +235,27 @@ export class KvmMachine implements Machine, VcpuOwner {
     state.joining = undefined;
     this.guarded(() => {
       const { vcpu } = state;
+      const { pid } = this.vmm;
+      const confined = this.#checkConfinement(tracee);
       const slot = this.vmm.agentVia(tracee).slot(vcpu.index);
-      const page = new RunPage(this.vmm.pid, vcpu.fd);
+      const page = new RunPage(pid, vcpu.fd);
       putU64(slot.bytes, SLOT.runPage, BigInt(this.vmm.mapRunPage(tracee, vcpu.fd)));
-      const thread = new VcpuThread(vcpu, tracee, slot, page, this.vmm.pid, vcpu.fd);
+      const thread = new VcpuThread(vcpu, { tracee, slot, page, pid, fd: vcpu.fd, confined });
       vcpu.adopt(thread);
       this.#applyDebug(state);
       thread.stopped(event);
     });
+  }
+
+  #checkConfinement(tracee: Tracee): boolean {
+    const confined = isConfined(tracee);
+    if (confined && !this.vmm.liftFilters) {
+      throw new KvmiError('E_UNSUPPORTED', `a seccomp filter forbids ${this.name} what introspection takes`, {
+        hint: 'Start the VMM without kvmi run, which needs a filter of its own, and hook it with kvmi attach.',
+      });
+    }
+    this.#confined ||= confined;
+    return confined;
   }
 
   exitPending(vcpu: KvmVcpu): boolean {
@@ -390,20 +408,31 @@ export class KvmMachine implements Machine, VcpuOwner {
   }
 
   arm(trap: Trap): Awaitable<void> {
-    switch (trap.kind) {
-      case 'singlestep':
-        return this.#setDebug(trap.vcpu, 'singlestep', true);
-      case 'breakpoint':
-        requireCapability(this.capabilities, 'breakpoint');
-        return this.#setDebug(trap.vcpu, 'software', true);
-      case 'msr':
-        requireCapability(this.capabilities, 'msr');
-        return this.#armMsr(this.#stateOf(trap.vcpu), trap.msr);
-      case 'page':
-        return this.#pages.arm(trap);
-      default:
-        requireCapability(this.capabilities, trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind);
-    }
+    return then(this.#knowConfinement(), () => {
+      switch (trap.kind) {
+        case 'singlestep':
+          requireCapability(this.capabilities, 'singlestep');
+          return this.#setDebug(trap.vcpu, 'singlestep', true);
+        case 'breakpoint':
+          requireCapability(this.capabilities, 'breakpoint');
+          return this.#setDebug(trap.vcpu, 'software', true);
+        case 'msr':
+          requireCapability(this.capabilities, 'msr');
+          return this.#armMsr(this.#stateOf(trap.vcpu), trap.msr);
+        case 'page':
+          if (!(trap.access & ACCESS.write)) requireCapability(this.capabilities, 'page-write');
+          return this.#pages.arm(trap);
+        default:
+          requireCapability(this.capabilities, trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind);
+      }
+    });
+  }
+
+  /** Filters can only be read from a stopped thread: a VMM that has some is looked at before the first trap. */
+  #knowConfinement(): Awaitable<void> {
+    const { vcpu } = this.#states[0] ?? {};
+    if (!vcpu || vcpu.thread || this.#unsafe || !this.vmm.filtered) return;
+    return vcpu.whenHeld(() => undefined);
   }
 
   disarm(trap: Trap): Awaitable<void> {
@@ -554,6 +583,14 @@ export class KvmMachine implements Machine, VcpuOwner {
 
 const UNSAFE_MSR =
   'with several vCPUs a trapped MSR can harm the VMM for some milliseconds when this process is killed; allow it with the option unsafe';
+const CONFINED =
+  'a seccomp filter of the VMM forbids what has to be done in it when this process is killed: the VMM would be killed, too; allow it with the option unsafe';
+const UNSAFE_WHEN_CONFINED = {
+  singlestep: CONFINED,
+  breakpoint: CONFINED,
+  msr: CONFINED,
+  'page-write': CONFINED,
+};
 const INT3_LENGTH = 1;
 const HARDWARE_BREAKPOINTS = 4;
 /** All-ones on the wire. */

@@ -48,6 +48,18 @@ export interface ThreadOwner {
   gone(): void;
 }
 
+/** A stopped thread of a VMM, and what it shares with its tracer. */
+export interface TracedThread {
+  readonly tracee: Tracee;
+  readonly slot: Slot;
+  readonly page: RunPage;
+  /** The VMM. */
+  readonly pid: number;
+  /** The vCPU's descriptor in the VMM. */
+  readonly fd: number;
+  readonly confined: boolean;
+}
+
 /**
  * The thread that runs a vCPU, traced.
  *
@@ -70,6 +82,8 @@ export class VcpuThread {
   msrsRead = false;
   /** What is armed has changed since the agent armed it. */
   changed = true;
+  /** The agent must not be left alone in it: see {@link isConfined}. */
+  readonly confined: boolean;
   /** The stop was taken where the VMM waits in a system call of its own. */
   parked = false;
   #posted = 0;
@@ -78,12 +92,13 @@ export class VcpuThread {
   #reason: HoldReason = 'request';
   readonly #owner: ThreadOwner;
 
-  constructor(owner: ThreadOwner, tracee: Tracee, slot: Slot, page: RunPage, pid: number, fd: number) {
+  constructor(owner: ThreadOwner, { tracee, slot, page, pid, fd, confined }: TracedThread) {
     this.#owner = owner;
     this.tracee = tracee;
     this.slot = slot;
     this.page = page;
     this.fd = fd;
+    this.confined = confined;
     putU32(slot.bytes, SLOT.vcpuFd, fd);
     putU32(slot.bytes, SLOT.tid, tracee.tid);
     putU32(slot.bytes, SLOT.pid, pid);
@@ -303,6 +318,7 @@ export class VcpuThread {
     this.#posted = getU32(this.slot.bytes, SLOT.posted);
     this.#inAgent = true;
     this.#masked = true;
+    if (this.confined) this.#leaveAgent(this.slot.saved);
     return results;
   }
 
@@ -396,11 +412,15 @@ export class VcpuThread {
   }
 
   #restore(regs: Uint8Array): void {
+    this.#leaveAgent(regs);
+    this.parked = false;
+  }
+
+  #leaveAgent(regs: Uint8Array): void {
     this.tracee.setRegisters(regs);
     this.tracee.setSignalMask(this.slot.savedMask);
     this.#inAgent = false;
     this.#masked = false;
-    this.parked = false;
   }
 
   #enterAgent(): void {
