@@ -144,7 +144,10 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   /** vCPUs that were created meanwhile, or a VMM that has closed its VM (as execve does). */
   #announceNew(): void {
-    if (this.vmm.file.ownersDescriptor() === undefined) return this.#vmmGone();
+    if (this.vmm.file.ownersDescriptor() === undefined) {
+      this.#vmmGone();
+      return;
+    }
     for (const vcpu of this.#discover()) void this.#handler?.vcpuCreated?.(vcpu);
   }
 
