@@ -30,6 +30,7 @@ export interface Libc {
   tgkill(pid: number, tid: number, signal: number): number;
   poll(fds: Uint8Array, count: number, timeout: number): number;
   pipe2(fds: Uint8Array, flags: number): number;
+  schedYield(): number;
   recv(fd: number, into: Uint8Array, size: number, flags: number): number;
   send(fd: number, from: Uint8Array, size: number, flags: number): number;
   shutdown(fd: number, how: number): number;
@@ -77,6 +78,7 @@ const PROTOTYPES: Readonly<Record<Exclude<keyof Libc, 'errno' | 'view' | 'addres
   tgkill: 'int tgkill(int pid, int tid, int signal)',
   poll: 'int poll(void *fds, unsigned long count, int timeout)',
   pipe2: 'int pipe2(void *fds, int flags)',
+  schedYield: 'int sched_yield()',
   recv: 'int64_t recv(int fd, void *into, size_t size, int flags)',
   send: 'int64_t send(int fd, void *from, size_t size, int flags)',
   shutdown: 'int shutdown(int fd, int how)',

@@ -22,6 +22,7 @@ import { Guard } from './guard.ts';
 import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
 import { nameOf, uuidOf } from './identity.ts';
 import { check, libc } from './libc.ts';
+import { Linger } from './linger.ts';
 import { VmmMemory } from './memory.ts';
 import type { Memslot } from './memslots.ts';
 import { MsrFilter } from './msr-filter.ts';
@@ -75,6 +76,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   readonly #pages: PageTraps;
   #handler: MachineHandler | undefined;
   #guard: Promise<Guard> | undefined;
+  readonly #linger = new Linger();
   #detaching = false;
   /** A thread of a vCPU is. */
   #confined = false;
@@ -185,10 +187,15 @@ export class KvmMachine implements Machine, VcpuOwner {
   #poll(): void {
     for (const state of this.#states) {
       if (state.joining) this.#join(state, state.joining);
-      const { thread } = state.vcpu;
-      const event = thread?.tracee.poll();
-      if (event) this.guarded(() => thread!.stopped(event));
+      this.#pollThread(state.vcpu.thread);
     }
+    this.#linger.wait(() => this.#states.some(({ vcpu }) => this.#pollThread(vcpu.thread)));
+  }
+
+  #pollThread(thread: VcpuThread | undefined): boolean {
+    const event = thread?.tracee.poll();
+    if (event) this.guarded(() => thread!.stopped(event));
+    return event !== undefined;
   }
 
   guarded(run: () => void): void {
@@ -317,6 +324,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     }
     vcpu.requested = false;
     vcpu.thread?.release();
+    if (vcpu.thread?.phase === 'agent') this.#linger.expect();
   }
 
   #crash(vcpu: KvmVcpu): void {
