@@ -17,10 +17,13 @@ const guest = GUESTS[name as keyof typeof GUESTS];
 const machine = attachKvm({ pid: Number(pid), unsafe: kind !== 'paused' && kind !== 'running' });
 const state = new Uint8Array(STATE_SIZE);
 let events = 0;
+const count = (): void => {
+  events++;
+  if (events === 1) console.log('armed');
+};
 machine.attach({
   stop() {
-    events++;
-    if (events === 1) console.log('armed');
+    count();
     return CONTINUE;
   },
   request(vcpu) {
@@ -36,7 +39,7 @@ const TRAPS: Readonly<Record<string, Trap>> = {
   msr: { kind: 'msr', vcpu, msr: guest.msr },
   page: { kind: 'page', gfn: guest.gfn, access: ACCESS.all & ~ACCESS.write, view: 0 },
 };
-if (kind === 'hardware') machine.setHardwareBreakpoints(vcpu, [guest.breakpoint]);
+if (kind === 'hardware') machine.hardwareBreakpoints.set(guest.breakpoint, count);
 else if (TRAPS[kind]) await machine.arm(TRAPS[kind]);
 else void vcpu.request();
 if (guest.switch !== undefined) machine.memory.write(guest.switch, Uint8Array.of(kind === 'msr' ? 1 : 0));

@@ -167,18 +167,31 @@ describe('attach to a QEMU with -accel kvm', { skip: skip ?? false }, () => {
 
   it('stops at hardware breakpoints, once in each round', async () => {
     const counters: number[] = [];
-    const seen = stops(20, () => {
-      counters.push(word(COUNTER));
-      return undefined;
+    const state = new Uint8Array(STATE_SIZE);
+    await new Promise<void>((resolve) => {
+      const remove = machine.hardwareBreakpoints.set(BREAKPOINT, (held) => {
+        if (counters.length === 20) return;
+        counters.push(word(COUNTER));
+        held.readState(state);
+        if (counters.length < 20) return;
+        remove();
+        resolve();
+      });
     });
-    machine.setHardwareBreakpoints(vcpu(), [BREAKPOINT]);
-    assert.ok((await seen).every((stop) => stop.kind === 'breakpoint' && stop.gpa === Number(BREAKPOINT)));
-    machine.setHardwareBreakpoints(vcpu(), []);
+    assert.equal(decodeState(state).sregs.cs.base + getRegister(state, 'rip'), BREAKPOINT);
     const first = counters[0]!;
     assert.deepEqual(
       counters,
       counters.map((_, i) => first + i),
     );
+  });
+
+  it('has four hardware breakpoints', () => {
+    const removals = [1n, 2n, 3n, 4n].map((address) => machine.hardwareBreakpoints.set(address, () => {}));
+    assert.throws(() => machine.hardwareBreakpoints.set(5n, () => {}), { code: 'E_NO_MEMORY' });
+    removals[0]!();
+    assert.throws(() => machine.hardwareBreakpoints.set(2n, () => {}), { code: 'E_BUSY' });
+    machine.hardwareBreakpoints.set(5n, () => {});
   });
 
   it('reports writes to a page, and lets its own writes through', async () => {

@@ -18,6 +18,7 @@ import {
 } from '../../machine/index.ts';
 import { SLOT } from './agent-code.ts';
 import { isConfined } from './confinement.ts';
+import { DebugRegisters } from './debug-registers.ts';
 import { Guard } from './guard.ts';
 import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
 import { nameOf, uuidOf } from './identity.ts';
@@ -76,6 +77,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   readonly #pages: PageTraps;
   #handler: MachineHandler | undefined;
   #guard: Promise<Guard> | undefined;
+  readonly hardwareBreakpoints: DebugRegisters;
   readonly #linger = new Linger();
   #detaching = false;
   /** A thread of a vCPU is. */
@@ -101,6 +103,10 @@ export class KvmMachine implements Machine, VcpuOwner {
       (hva, size) => this.#pages.beforeWrite(hva, size),
     );
     this.#msrs = new MsrFilter();
+    this.hardwareBreakpoints = new DebugRegisters((addresses) => {
+      requireCapability(this.capabilities, 'singlestep');
+      this.#applyBreakpoints(addresses);
+    });
     this.#pages = new PageTraps(this.vmm, this.memory, () => this.vcpus);
     this.#discover();
   }
@@ -123,8 +129,13 @@ export class KvmMachine implements Machine, VcpuOwner {
     const fresh = this.vmm.vcpuDescriptors().filter((fd) => !known.has(fd));
     return fresh.map((fd) => {
       const vcpu = new KvmVcpu(this, this.#states.length, fd);
-      const debug: VcpuState['debug'] = { singlestep: false, software: false, hardware: [], stepOver: false };
+      const { addresses } = this.hardwareBreakpoints;
+      const debug = { singlestep: false, software: false, hardware: addresses, stepOver: false };
       this.#states.push({ vcpu, debug, msrs: new Set(), joining: undefined, searching: undefined });
+      if (addresses.length > 0) {
+        vcpu.armedTraps++;
+        vcpu.kick();
+      }
       return vcpu;
     });
   }
@@ -295,6 +306,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   #serve(vcpu: KvmVcpu, reason: HoldReason): Awaitable<void> {
     vcpu.learn();
     vcpu.runTasks();
+    if (reason === 'exit' && this.#isDebugRegisterHit(vcpu)) return this.#hit(vcpu);
     const stop = reason === 'exit' ? this.#stopOf(vcpu) : this.#pages.stopOf(vcpu);
     if (!stop) return this.#finish(vcpu);
     return then(this.#report(vcpu, stop), (answer) => {
@@ -337,11 +349,26 @@ export class KvmMachine implements Machine, VcpuOwner {
     const { page } = vcpu.thread!;
     const state = this.#states[vcpu.index]!;
     if (page.exitReason === KVM_EXIT.X86_WRMSR) return this.#msrStop(vcpu, state);
-    const { exception, pc, dr6 } = kvmDebugExit.read(page.exit, 0);
-    if (exception === BREAKPOINT_VECTOR) return this.#breakpointStop(vcpu, pc, INT3_LENGTH);
-    if ((dr6 & DR6.SINGLESTEP) === 0n) return this.#breakpointStop(vcpu, pc, 0);
+    const { exception, pc } = kvmDebugExit.read(page.exit, 0);
+    if (exception === BREAKPOINT_VECTOR) return this.#breakpointStop(vcpu, pc);
     this.#steppedOver(vcpu, state);
     return state.debug.singlestep ? { kind: 'singlestep', failed: false } : undefined;
+  }
+
+  #isDebugRegisterHit({ thread }: KvmVcpu): boolean {
+    if (thread!.page.exitReason !== KVM_EXIT.DEBUG) return false;
+    const { exception, dr6 } = kvmDebugExit.read(thread!.page.exit, 0);
+    return exception !== BREAKPOINT_VECTOR && (dr6 & DR6.SINGLESTEP) === 0n;
+  }
+
+  /** In front of an instruction that a debug register names: after the handler the vCPU is stepped over it. */
+  #hit(vcpu: KvmVcpu): Awaitable<void> {
+    const state = this.#states[vcpu.index]!;
+    const handler = this.hardwareBreakpoints.handlerAt(vcpu.instructionPointer());
+    return then(handler?.(vcpu), () => {
+      if (state.debug.hardware.includes(vcpu.instructionPointer())) this.#stepOver(state);
+      return this.#finish(vcpu);
+    });
   }
 
   /** One instruction beyond something that had to be disarmed for it. */
@@ -360,11 +387,11 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#applyDebug(state);
   }
 
-  #breakpointStop(vcpu: KvmVcpu, pc: bigint, length: number): Stop {
+  #breakpointStop(vcpu: KvmVcpu, pc: bigint): Stop {
     const state = new Uint8Array(STATE_SIZE);
     vcpu.readState(state);
     const gpa = translate(this.memory, state, pc) as number | undefined;
-    return { kind: 'breakpoint', gpa: gpa ?? NO_GPA, length };
+    return { kind: 'breakpoint', gpa: gpa ?? NO_GPA, length: INT3_LENGTH };
   }
 
   /** Carries out a write that nobody is to be told of. */
@@ -398,9 +425,7 @@ export class KvmMachine implements Machine, VcpuOwner {
         this.#writeMsr(vcpu, stop.msr, action === 'refuse' ? undefined : (value ?? stop.new));
         break;
       case 'breakpoint':
-        if (stop.length > 0) {
-          if (action === 'continue') vcpu.deliver(BREAKPOINT_VECTOR);
-        } else if (state.debug.hardware.includes(vcpu.instructionPointer())) this.#stepOver(state);
+        if (action === 'continue') vcpu.deliver(BREAKPOINT_VECTOR);
         break;
       case 'page':
         if (this.#pages.answered(vcpu, action === 'continue' ? 'go on' : 'again')) this.#stepOver(state);
@@ -470,18 +495,13 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#changeArmed(state, on ? 1 : -1);
   }
 
-  /**
-   * Stops a vCPU before it executes at these linear addresses (up to four), reported as a `breakpoint` of length 0.
-   * Nothing in the guest's memory is changed.
-   */
-  setHardwareBreakpoints(vcpu: KvmVcpu, addresses: readonly bigint[]): void {
-    if (addresses.length > HARDWARE_BREAKPOINTS) {
-      throw new KvmiError('E_NO_MEMORY', `a vCPU has ${HARDWARE_BREAKPOINTS} hardware breakpoints`);
+  /** Every vCPU stops at these linear addresses, which are one more or one less than before. */
+  #applyBreakpoints(addresses: readonly bigint[]): void {
+    for (const state of this.#states) {
+      const was = state.debug.hardware.length > 0;
+      state.debug.hardware = addresses;
+      this.#changeArmed(state, Number(addresses.length > 0) - Number(was));
     }
-    const state = this.#stateOf(vcpu);
-    const was = state.debug.hardware.length > 0;
-    state.debug.hardware = [...addresses];
-    this.#changeArmed(state, Number(addresses.length > 0) - Number(was));
   }
 
   #changeArmed(state: VcpuState, by: number): void {
@@ -561,10 +581,12 @@ export class KvmMachine implements Machine, VcpuOwner {
       state.vcpu.armedTraps = 0;
       state.vcpu.requested = false;
     }
+    this.hardwareBreakpoints.clear();
     this.#pages.close();
     try {
       if (this.#msrs.active) this.#clearMsrs(threads);
       for (const thread of threads) this.#letGo(thread, thread === threads.at(-1));
+      for (const { joining } of this.#states) joining?.release();
     } catch {
       // The VMM is going: what is left of it needs nothing restored.
     }
@@ -603,6 +625,5 @@ const UNSAFE_WHEN_CONFINED = {
   'page-write': CONFINED,
 };
 const INT3_LENGTH = 1;
-const HARDWARE_BREAKPOINTS = 4;
 /** All-ones on the wire. */
 const NO_GPA = 2 ** 64;

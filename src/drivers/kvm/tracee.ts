@@ -204,6 +204,18 @@ export class Tracee {
     this.#resume(PTRACE.DETACH, signal);
   }
 
+  /** Detaches from a thread that runs, as soon as it has stopped for it. */
+  release(): void {
+    for (;;) {
+      if (!this.stopped) this.interrupt();
+      const event = this.wait();
+      if (event.kind === 'gone') return;
+      if (event.kind === 'interrupt' || event.kind === 'group-stop') break;
+      this.cont(event.kind === 'signal' ? event.signal : 0);
+    }
+    this.detach();
+  }
+
   #resume(request: number, signal: number): void {
     this.stopped = false;
     if (this.#owed && !this.#uninterrupted && (request === PTRACE.CONT || request === PTRACE.SYSCALL)) {
