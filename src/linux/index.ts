@@ -23,4 +23,5 @@ export { hex, printable } from './text.ts';
 export type * from './types.ts';
 export { typesFromFile } from './types-file.ts';
 export type { TypedValue, TypeRow, Value } from './values.ts';
+export { vmcoreinfoText } from './vmcoreinfo-text.ts';
 export { forAll, run, type Walk, wait } from './walk.ts';

@@ -1,9 +1,10 @@
-import * as zlib from 'node:zlib';
+import { inflateSync } from 'node:zlib';
 import { KvmiError } from '../../error.ts';
 import { type BackedRegion, PAGE_SIZE, type RegionBackend } from '../../machine/index.ts';
 import { type DumpContents, damaged, MAX_SEGMENTS } from './contents.ts';
-import { parseNotes, statesOf, vmcoreinfoOf } from './elf.ts';
+import { readNotes, statesOf, vmcoreinfoOf } from './elf.ts';
 import { readPart, type Source } from './file.ts';
+import { loadZstd } from './zstd.ts';
 
 /*
  * The kdump-compressed format of makedumpfile and of QEMU's dump-guest-memory -z: a bitmap of the pages that exist,
@@ -42,7 +43,11 @@ export function readKdump(source: Source): DumpContents {
   const dumped = readPart(source, bitmapAt + bitmapSize, bitmapSize, MAX_BITMAP);
   if (exists === undefined || dumped === undefined) throw damaged('the bitmaps of pages are cut off');
   const pages = new DumpedPages(source, dumped, bitmapAt + 2 * bitmapSize);
-  const notes = notesOf(source, sub);
+  const notes = readNotes(
+    source,
+    Number(sub.readBigUInt64LE(SUB.note)),
+    Number(sub.readBigUInt64LE(SUB.noteSize)),
+  );
   const at = Number(sub.readBigUInt64LE(SUB.vmcoreinfo));
   const size = Number(sub.readBigUInt64LE(SUB.vmcoreinfoSize));
   const text = size > 0 ? readPart(source, at, size) : undefined;
@@ -52,13 +57,6 @@ export function readKdump(source: Source): DumpContents {
     states: statesOf(notes),
     vmcoreinfo: text?.toString('latin1') ?? vmcoreinfoOf(notes),
   };
-}
-
-function notesOf(source: Source, sub: Buffer) {
-  const size = Number(sub.readBigUInt64LE(SUB.noteSize));
-  const bytes =
-    size > 0 ? readPart(source, Number(sub.readBigUInt64LE(SUB.note)), size, 64 << 20) : undefined;
-  return bytes === undefined ? [] : parseNotes(bytes);
 }
 
 function isSet(bitmap: Uint8Array, page: number): boolean {
@@ -171,16 +169,11 @@ function bitCount(byte: number): number {
   return count;
 }
 
-type Unpack = (bytes: Uint8Array, options: { maxOutputLength: number }) => Buffer;
-/** Only newer versions of Node.js have it. */
-const unpackZstd = (zlib as { zstdDecompressSync?: Unpack }).zstdDecompressSync;
-
 function unpack(bytes: Buffer, flags: number): Uint8Array | undefined {
-  const limit = { maxOutputLength: PAGE_SIZE };
   if ((flags & (FLAG_LZO | FLAG_SNAPPY)) !== 0) throw unsupported('LZO or Snappy');
-  if ((flags & FLAG_ZSTD) !== 0 && unpackZstd === undefined) throw unsupported('Zstandard');
+  if ((flags & FLAG_ZSTD) !== 0) return loadZstd().decompress(bytes, PAGE_SIZE);
   try {
-    return (flags & FLAG_ZSTD) !== 0 ? unpackZstd!(bytes, limit) : zlib.inflateSync(bytes, limit);
+    return inflateSync(bytes, { maxOutputLength: PAGE_SIZE });
   } catch {
     return undefined;
   }
@@ -190,8 +183,6 @@ function unsupported(what: string): KvmiError {
   return new KvmiError(
     'E_DUMP_COMPRESSION',
     `the memory dump is compressed with ${what}, which cannot be read`,
-    {
-      hint: 'Dump with zlib (dump-guest-memory -z, makedumpfile -c). Zstandard needs Node.js 22.15 or newer.',
-    },
+    { hint: 'Dump with zlib or Zstandard (dump-guest-memory -z, makedumpfile -c or -z).' },
   );
 }

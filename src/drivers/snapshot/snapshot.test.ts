@@ -95,7 +95,7 @@ describe('dumpMemory', () => {
       await assertSame(machine.memory, expected);
       if (format !== 'raw') assert.equal(await machine.memory.read(12 * MEBIBYTE, new Uint8Array(1)), false);
       await machine.close();
-      assert.deepEqual(verifyDump(file), []);
+      assert.deepEqual(await verifyDump(file), []);
     });
 
     test(`${format}: a changed byte is found by its checksums`, async () => {
@@ -107,7 +107,7 @@ describe('dumpMemory', () => {
       assert.equal(bytes[at], 0xee);
       bytes[at] = 0xef;
       writeFileSync(file, bytes);
-      assert.deepEqual(verifyDump(file), [{ gpa: 8 * MEBIBYTE, size: 2 * MEBIBYTE }]);
+      assert.deepEqual(await verifyDump(file), [{ gpa: 8 * MEBIBYTE, size: 2 * MEBIBYTE }]);
     });
 
     test(`${format}: one that was interrupted goes on where it was`, async () => {
@@ -131,7 +131,7 @@ describe('dumpMemory', () => {
       await dumpMemory({ memory: watched }, file, { format, onProgress: ({ done }) => seen.push(done) });
       assert.ok(!read.includes(0), 'what was written is not read again');
       assert.equal(seen.at(-1), 10 * MEBIBYTE + 5 * PAGE);
-      assert.deepEqual(verifyDump(file), []);
+      assert.deepEqual(await verifyDump(file), []);
       const machine = openSnapshot(file);
       await assertSame(machine.memory, expected);
       await machine.close();
