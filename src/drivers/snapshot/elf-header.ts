@@ -1,6 +1,7 @@
 import { PAGE_SIZE } from '../../machine/index.ts';
 import type { DumpNotes } from './dump-layout.ts';
 import { ELF_CORE, ELF_MAGIC } from './elf-format.ts';
+import { kernelImage } from './kernel-image.ts';
 import { noteOfState, prstatusOfState } from './vcpu-notes.ts';
 
 const align4 = (size: number) => (size + 3) & ~3;
@@ -33,9 +34,35 @@ export function elfHeader(
   from: DumpNotes,
 ): { readonly header: Buffer; readonly offsets: readonly number[] } {
   const notes = notesOf(from);
-  const programs = runs.length + 1;
-  const notesAt = ELF_CORE.header + programs * ELF_CORE.program;
-  const header = Buffer.alloc(Math.ceil((notesAt + notes.length) / PAGE_SIZE) * PAGE_SIZE);
+  const image = from.vmcoreinfo === undefined ? undefined : kernelImage(from.vmcoreinfo, runs);
+  const count = 1 + runs.length + (image ? 1 : 0);
+  const notesAt = ELF_CORE.header + count * ELF_CORE.program;
+  const start = Math.ceil((notesAt + notes.length) / PAGE_SIZE) * PAGE_SIZE;
+  const offsets: number[] = [];
+  let end = start;
+  for (const { size } of runs) {
+    offsets.push(end);
+    end += size;
+  }
+  const programs: Program[] = [
+    { type: ELF_CORE.note, gpa: 0, size: notes.length, offset: notesAt },
+    ...runs.map((run, i) => ({ ...run, type: ELF_CORE.load, offset: offsets[i]! })),
+  ];
+  if (image !== undefined) {
+    const within = runs.findIndex(({ gpa, size }) => image.gpa >= gpa && image.gpa < gpa + size);
+    const offset = offsets[within]! + image.gpa - runs[within]!.gpa;
+    programs.push({ ...image, type: ELF_CORE.load, offset });
+  }
+  const header = Buffer.alloc(start);
+  writeFileHeader(header, programs.length);
+  programs.forEach((program, i) => {
+    writeProgram(header, ELF_CORE.header + i * ELF_CORE.program, program);
+  });
+  header.set(notes, notesAt);
+  return { header, offsets };
+}
+
+function writeFileHeader(header: Buffer, programs: number): void {
   ELF_MAGIC.copy(header);
   header[6] = 1;
   header.writeUInt16LE(ELF_CORE.type, 16);
@@ -45,28 +72,23 @@ export function elfHeader(
   header.writeUInt16LE(ELF_CORE.header, 52);
   header.writeUInt16LE(ELF_CORE.program, 54);
   header.writeUInt16LE(programs, 56);
-  writeProgram(header, ELF_CORE.header, ELF_CORE.note, { gpa: 0, size: notes.length, offset: notesAt });
-  header.set(notes, notesAt);
-  const offsets: number[] = [];
-  let offset = header.length;
-  runs.forEach((run, i) => {
-    writeProgram(header, ELF_CORE.header + (i + 1) * ELF_CORE.program, ELF_CORE.load, { ...run, offset });
-    offsets.push(offset);
-    offset += run.size;
-  });
-  return { header, offsets };
 }
 
-function writeProgram(
-  header: Buffer,
-  at: number,
-  type: number,
-  { gpa, size, offset }: { gpa: number; size: number; offset: number },
-): void {
+interface Program {
+  readonly type: number;
+  readonly gpa: number;
+  readonly gva?: bigint;
+  readonly size: number;
+  readonly offset: number;
+}
+
+const READABLE = 4;
+
+function writeProgram(header: Buffer, at: number, { type, gpa, gva = 0n, size, offset }: Program): void {
   header.writeUInt32LE(type, at);
-  header.writeUInt32LE(4, at + 4);
+  header.writeUInt32LE(READABLE, at + 4);
   header.writeBigUInt64LE(BigInt(offset), at + 8);
-  header.writeBigUInt64LE(0n, at + 16);
+  header.writeBigUInt64LE(gva, at + 16);
   header.writeBigUInt64LE(BigInt(gpa), at + 24);
   header.writeBigUInt64LE(BigInt(size), at + 32);
   header.writeBigUInt64LE(BigInt(size), at + 40);
