@@ -5,6 +5,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs';
 import type { WrittenFormat } from './dump-layout.ts';
@@ -102,8 +103,11 @@ export class DumpJournal {
   ): { readonly journal: DumpJournal; readonly state: DumpState } | undefined {
     const path = manifestPath(partial);
     if (!isOwn(partial) || !isOwn(path)) return undefined;
-    const [first, ...records] = readFileSync(path, 'utf8').split('\n').slice(0, -1);
+    const text = readFileSync(path, 'utf8');
+    const whole = text.slice(0, text.lastIndexOf('\n') + 1);
+    const [first, ...records] = whole.split('\n').slice(0, -1);
     if (first !== JSON.stringify(identity)) return undefined;
+    truncateSync(path, Buffer.byteLength(whole));
     const state: DumpState = { checksums: [], frames: [], unreadable: 0 };
     for (const record of records) add(state, JSON.parse(record) as Record);
     const journal = new DumpJournal(path);

@@ -68,7 +68,7 @@ export interface DumpSubject {
 }
 
 /** How many bytes are written between two records of how far the dump has come. */
-const RECORD_EVERY = 256 << 20;
+const RECORD_EVERY = 64 << 20;
 
 /** What a dump is called until it is whole. */
 export function partialPath(file: string): string {
@@ -81,7 +81,7 @@ export function partialPath(file: string): string {
  *
  * The file is called `FILE.partial` until it is whole. A dump that was interrupted, in whatever way, is gone on with
  * where it was. Beside the file stands `FILE.checksums`, with which {@link verifyDump} finds damage. Throws a KvmiError
- * with code E_DUMP_FILE when the file cannot be written, is there already, or is begun with something else,
+ * with code E_OUTPUT_FILE when the file cannot be written, is there already, or is begun with something else,
  * E_DUMP_COMPRESSION when it cannot be packed, E_ABORTED when `signal` ended it.
  */
 export async function dumpMemory(
@@ -132,7 +132,7 @@ function identityOf(
 }
 
 function fileError(file: string, cause: unknown): KvmiError {
-  return new KvmiError('E_DUMP_FILE', `${file}: ${messageOf(cause)}`, {
+  return new KvmiError('E_OUTPUT_FILE', `${file}: ${messageOf(cause)}`, {
     hint: 'Check that the directory may be written to and that there is room. Run it again to go on.',
     cause,
   });
@@ -144,7 +144,9 @@ function checkFree(file: string): void {
   const isForeign = existsSync(checksums) && readManifest(file) === undefined;
   const taken = existsSync(file) ? file : isForeign ? checksums : undefined;
   if (taken === undefined) return;
-  throw new KvmiError('E_DUMP_FILE', `${taken} exists`, { hint: 'Choose another name, or remove it first.' });
+  throw new KvmiError('E_OUTPUT_FILE', `${taken} exists`, {
+    hint: 'Choose another name, or remove it first.',
+  });
 }
 
 /** The file of a dump while it is not whole, and the record of how far it has come. */
@@ -179,7 +181,7 @@ class BegunDump {
 
   #refuseOther(): void {
     if (!existsSync(this.#partial)) return;
-    throw new KvmiError('E_DUMP_FILE', `${this.#partial} is the beginning of something else`, {
+    throw new KvmiError('E_OUTPUT_FILE', `${this.#partial} is the beginning of something else`, {
       hint: 'Another machine, format or size of memory. Choose another name, or start anew (--fresh).',
     });
   }
@@ -190,7 +192,7 @@ class BegunDump {
       return new PlainOutput(this.#fd, endOfChunk(layout, checksums.length), layout);
     const packed = frames.reduce((sum, [size]) => sum + size, 0);
     if (fstatSync(this.#fd).size < packed) {
-      throw new KvmiError('E_DUMP_FILE', `${this.#partial} is shorter than what was written to it`, {
+      throw new KvmiError('E_OUTPUT_FILE', `${this.#partial} is shorter than what was written to it`, {
         hint: 'Start anew (--fresh).',
       });
     }

@@ -1,32 +1,17 @@
 import assert from 'node:assert/strict';
-import {
-  existsSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  truncateSync,
-  writeFileSync,
-} from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { deflateSync } from 'node:zlib';
 import fc from 'fast-check';
-import { getRegister, putRegister, STATE_SIZE } from '../../abi/state.ts';
+import { contents, dumpedMemory, stateAt } from '../../../test/kit/dump-memory.ts';
+import { getRegister, STATE_SIZE } from '../../abi/state.ts';
 import { KvmiError } from '../../error.ts';
-import {
-  bytesBackend,
-  CAPABILITY_NAMES,
-  CapabilityError,
-  type PhysicalMemory,
-  RegionMemory,
-  type Vcpu,
-} from '../../machine/index.ts';
-import { type DumpOptions, dumpMemory, manifestPath, openSnapshot, verifyDump } from './index.ts';
+import { CAPABILITY_NAMES, CapabilityError, type Vcpu } from '../../machine/index.ts';
+import { dumpMemory, openSnapshot } from './index.ts';
 
 const PAGE = 4096;
-const MEBIBYTE = 1 << 20;
 
 let directory: string;
 before(() => {
@@ -39,136 +24,13 @@ function fresh(): string {
   return join(directory, `dump-${count++}`);
 }
 
-/** Two regions with a hole between them; most of the first one is zeros. */
-function memory(): RegionMemory {
-  const low = new Uint8Array(10 * MEBIBYTE);
-  for (let i = 0; i < 2 * PAGE; i++) low[6 * MEBIBYTE + i] = i * 7 + 1;
-  low[low.length - 1] = 0xee;
-  const high = Uint8Array.from({ length: 5 * PAGE }, (_, i) => i % 251);
-  return new RegionMemory([
-    { gpa: 0, size: low.length, readonly: false, backend: bytesBackend(low) },
-    { gpa: 16 * MEBIBYTE, size: high.length, readonly: false, backend: bytesBackend(high) },
-  ]);
-}
-
-async function contents(from: PhysicalMemory, gpa: number, size: number): Promise<string> {
-  const bytes = new Uint8Array(size);
-  assert.ok(await from.read(gpa, bytes), `${size} bytes at 0x${gpa.toString(16)} are there`);
-  return Buffer.from(bytes).toString('base64');
-}
-
-async function assertSame(actual: PhysicalMemory, expected: PhysicalMemory): Promise<void> {
-  for (const [gpa, size] of [
-    [0, PAGE],
-    [6 * MEBIBYTE - 100, 3 * PAGE],
-    [10 * MEBIBYTE - 16, 16],
-    [16 * MEBIBYTE, 5 * PAGE],
-    [16 * MEBIBYTE + 1, 7],
-  ] as const)
-    assert.equal(
-      await contents(actual, gpa, size),
-      await contents(expected, gpa, size),
-      `at 0x${gpa.toString(16)}`,
-    );
-}
-
-function state(rip: bigint): Uint8Array {
-  const bytes = Uint8Array.from({ length: STATE_SIZE }, (_, i) => i * 3);
-  putRegister(bytes, 'rip', rip);
-  return bytes;
-}
-
 const FORMATS = ['elf', 'raw', 'lime'] as const;
-
-describe('dumpMemory', () => {
-  for (const format of FORMATS) {
-    test(`${format}: what was dumped is read back`, async () => {
-      const file = fresh();
-      const expected = memory();
-      const result = await dumpMemory({ memory: expected }, file, { format });
-      assert.equal(statSync(file).size, result.size);
-      assert.equal(statSync(file).mode & 0o777, 0o600);
-      assert.equal(statSync(manifestPath(file)).mode & 0o777, 0o600);
-      assert.ok(statSync(file).blocks * 512 < 2 * MEBIBYTE, 'zeros take no room');
-      const machine = openSnapshot(file);
-      assert.equal(machine.format, format);
-      await assertSame(machine.memory, expected);
-      if (format !== 'raw') assert.equal(await machine.memory.read(12 * MEBIBYTE, new Uint8Array(1)), false);
-      await machine.close();
-      assert.deepEqual(await verifyDump(file), []);
-    });
-
-    test(`${format}: a changed byte is found by its checksums`, async () => {
-      const file = fresh();
-      await dumpMemory({ memory: memory() }, file, { format });
-      const bytes = readFileSync(file);
-      const last = { raw: 10 * MEBIBYTE, elf: bytes.length - 5 * PAGE, lime: bytes.length - 5 * PAGE - 32 };
-      const at = last[format] - 1;
-      assert.equal(bytes[at], 0xee);
-      bytes[at] = 0xef;
-      writeFileSync(file, bytes);
-      assert.deepEqual(await verifyDump(file), [{ gpa: 8 * MEBIBYTE, size: 2 * MEBIBYTE }]);
-    });
-
-    test(`${format}: one that was interrupted goes on where it was`, async () => {
-      const file = fresh();
-      const abort = new AbortController();
-      const onProgress: DumpOptions['onProgress'] = ({ done }) => done >= 4 * MEBIBYTE && abort.abort();
-      const first = dumpMemory({ memory: memory() }, file, { format, onProgress, signal: abort.signal });
-      await assert.rejects(first, { code: 'E_ABORTED' });
-      assert.equal(existsSync(file), false, 'a dump has its name when it is whole');
-      const seen: number[] = [];
-      const read: number[] = [];
-      const expected = memory();
-      const watched: PhysicalMemory = {
-        regions: expected.regions,
-        write: () => false,
-        read: (gpa, into) => {
-          read.push(gpa);
-          return expected.read(gpa, into);
-        },
-      };
-      await dumpMemory({ memory: watched }, file, { format, onProgress: ({ done }) => seen.push(done) });
-      assert.ok(!read.includes(0), 'what was written is not read again');
-      assert.equal(seen.at(-1), 10 * MEBIBYTE + 5 * PAGE);
-      assert.deepEqual(await verifyDump(file), []);
-      const machine = openSnapshot(file);
-      await assertSame(machine.memory, expected);
-      await machine.close();
-    });
-  }
-
-  test('pages that cannot be read are zeros, and counted', async () => {
-    const good = memory();
-    const broken: PhysicalMemory = {
-      regions: good.regions,
-      write: () => false,
-      read: (gpa, into) => !(gpa <= 6 * MEBIBYTE && gpa + into.length > 6 * MEBIBYTE) && good.read(gpa, into),
-    };
-    const file = fresh();
-    assert.equal((await dumpMemory({ memory: broken }, file, { format: 'raw' })).unreadable, 1);
-    const machine = openSnapshot(file);
-    assert.equal(await contents(machine.memory, 6 * MEBIBYTE, 8), Buffer.alloc(8).toString('base64'));
-    assert.equal(
-      await contents(machine.memory, 6 * MEBIBYTE + PAGE, 8),
-      await contents(good, 6 * MEBIBYTE + PAGE, 8),
-    );
-    await machine.close();
-  });
-
-  test('a file that is there is not written over', async () => {
-    const file = fresh();
-    writeFileSync(file, 'mine');
-    await assert.rejects(dumpMemory({ memory: memory() }, file, { format: 'raw' }), { code: 'E_DUMP_FILE' });
-    assert.equal(readFileSync(file, 'utf8'), 'mine');
-  });
-});
 
 describe('a snapshot as a machine', () => {
   test('has the registers of the vCPUs, and says what it cannot do', async () => {
     const file = fresh();
-    const states = [state(0xffff_ffff_8100_0000n), state(0x40_1000n)];
-    await dumpMemory({ memory: memory() }, file, { format: 'elf', states });
+    const states = [stateAt(0xffff_ffff_8100_0000n), stateAt(0x40_1000n)];
+    await dumpMemory({ memory: dumpedMemory() }, file, { format: 'elf', states });
     const machine = openSnapshot(file);
     assert.equal(machine.vcpus.length, 2);
     const into = new Uint8Array(STATE_SIZE);
@@ -200,7 +62,7 @@ describe('a snapshot as a machine', () => {
 
   test('without registers it says so', async () => {
     const file = fresh();
-    await dumpMemory({ memory: memory() }, file, { format: 'lime' });
+    await dumpMemory({ memory: dumpedMemory() }, file, { format: 'lime' });
     const machine = openSnapshot(file);
     assert.match(String(machine.capabilities.registers), /lime dump has no registers/);
     await machine.close();
@@ -288,7 +150,7 @@ describe('a damaged dump', () => {
     files.push(flattened(files[0]!, [[0, files[0]!.length]]));
     for (const format of FORMATS) {
       const file = fresh();
-      await dumpMemory({ memory: memory() }, file, { format, states: [state(1n)] });
+      await dumpMemory({ memory: dumpedMemory() }, file, { format, states: [stateAt(1n)] });
       files.push(readFileSync(file).subarray(0, 3 * PAGE));
     }
     const change = fc.tuple(fc.nat(700), fc.bigInt({ min: 0n, max: (1n << 64n) - 1n }));
@@ -320,7 +182,7 @@ describe('a damaged dump', () => {
 
   test('that is cut off says so', async () => {
     const file = fresh();
-    await dumpMemory({ memory: memory() }, file, { format: 'lime' });
+    await dumpMemory({ memory: dumpedMemory() }, file, { format: 'lime' });
     truncateSync(file, 12);
     assert.throws(() => openSnapshot(file), { code: 'E_DUMP_DAMAGED' });
     assert.throws(() => openSnapshot(join(directory, 'none')), { code: 'E_DUMP_FILE' });
