@@ -1,5 +1,5 @@
 import { STATE_SIZE } from '../../abi/state.ts';
-import { type DumpContents, damaged, MAX_SEGMENTS, regionsOf, type Segment } from './contents.ts';
+import { type DumpContents, damaged, MAX_SEGMENTS, memoryIn, type Segment } from './contents.ts';
 import { ELF_CORE } from './elf-format.ts';
 import { readPart, type Source } from './file.ts';
 import { stateOfNote } from './vcpu-notes.ts';
@@ -30,12 +30,12 @@ export function readElf(source: Source): DumpContents {
       gpa: Number(programs.readBigUInt64LE(at + 24)),
       size: Number(programs.readBigUInt64LE(at + 40)),
       offset,
-      fileSize: Math.max(0, Math.min(fileSize, source.size - offset)),
+      fileSize,
     });
   }
   return {
     format: 'elf',
-    regions: regionsOf(source, segments),
+    ...memoryIn(source, segments),
     states: statesOf(notes),
     vmcoreinfo: vmcoreinfoOf(notes),
   };

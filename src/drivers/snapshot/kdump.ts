@@ -1,9 +1,10 @@
 import { inflateSync } from 'node:zlib';
-import { KvmiError } from '../../error.ts';
 import { type BackedRegion, PAGE_SIZE, type RegionBackend } from '../../machine/index.ts';
 import { type DumpContents, damaged, MAX_SEGMENTS } from './contents.ts';
 import { readNotes, statesOf, vmcoreinfoOf } from './elf.ts';
 import { readPart, type Source } from './file.ts';
+import { unpackLzo } from './lzo.ts';
+import { unpackSnappy } from './snappy.ts';
 import { loadZstd } from './zstd.ts';
 
 /*
@@ -13,13 +14,8 @@ import { loadZstd } from './zstd.ts';
 
 export const KDUMP_MAGIC = Buffer.from('KDUMP   ', 'latin1');
 const DESCRIPTOR = 24;
-const FLAG_ZLIB = 1;
-const FLAG_LZO = 2;
-const FLAG_SNAPPY = 4;
-const FLAG_ZSTD = 0x20;
-const COMPRESSED = FLAG_ZLIB | FLAG_LZO | FLAG_SNAPPY | FLAG_ZSTD;
-/** Enough for 64 TiB of guest memory. */
-const MAX_BITMAP = 2 ** 31;
+/** Enough for 8 TiB of guest memory. */
+const MAX_BITMAP = 2 ** 28;
 /** Where the fields lie in the header (struct disk_dump_header) and in the block behind it (kdump_sub_header). */
 const AT = { block: 428, sub: 432, bitmap: 436, pages: 440 } as const;
 const SUB = { vmcoreinfo: 32, vmcoreinfoSize: 40, note: 48, noteSize: 56, maxPages: 96 } as const;
@@ -56,6 +52,7 @@ export function readKdump(source: Source): DumpContents {
     regions: regionsIn(exists, maxPages, pages),
     states: statesOf(notes),
     vmcoreinfo: text?.toString('latin1') ?? vmcoreinfoOf(notes),
+    missing: 0,
   };
 }
 
@@ -65,21 +62,37 @@ function isSet(bitmap: Uint8Array, page: number): boolean {
 
 function regionsIn(exists: Uint8Array, maxPages: number, pages: DumpedPages): BackedRegion[] {
   const regions: BackedRegion[] = [];
-  let start = -1;
-  for (let page = 0; page <= maxPages; page++) {
-    const inside = page < maxPages && isSet(exists, page);
-    if (inside && start < 0) start = page;
-    if (inside || start < 0) continue;
+  for (const [first, end] of runsIn(exists, maxPages)) {
+    if (regions.length === MAX_SEGMENTS) throw damaged(`more than ${MAX_SEGMENTS} runs of pages`);
     regions.push({
-      gpa: start * PAGE_SIZE,
-      size: (page - start) * PAGE_SIZE,
+      gpa: first * PAGE_SIZE,
+      size: (end - first) * PAGE_SIZE,
       readonly: false,
-      backend: pages.backend(start),
+      backend: pages.backend(first),
     });
-    if (regions.length > MAX_SEGMENTS) throw damaged(`more than ${MAX_SEGMENTS} runs of pages`);
-    start = -1;
   }
   return regions;
+}
+
+/** The runs of bits that are set: eight at a time where they are all the same. */
+function* runsIn(bitmap: Uint8Array, count: number): Generator<readonly [first: number, end: number]> {
+  let start = -1;
+  for (let page = 0; page < count; ) {
+    const byte = bitmap[Math.floor(page / 8)]!;
+    const isInside = start >= 0;
+    if (page % 8 === 0 && byte === (isInside ? 0xff : 0)) {
+      page += 8;
+      continue;
+    }
+    const isSetHere = (byte & (1 << (page & 7))) !== 0;
+    if (isSetHere && !isInside) start = page;
+    if (!isSetHere && isInside) {
+      yield [start, page];
+      start = -1;
+    }
+    page++;
+  }
+  if (start >= 0) yield [start, count];
 }
 
 const PAGES_PER_COUNT = 512;
@@ -102,7 +115,7 @@ class DumpedPages {
     for (let group = 0; group + 1 < this.#counts.length; group++) {
       const start = (group * PAGES_PER_COUNT) / 8;
       let count = 0;
-      for (const byte of bitmap.subarray(start, start + PAGES_PER_COUNT / 8)) count += bitCount(byte);
+      for (const byte of bitmap.subarray(start, start + PAGES_PER_COUNT / 8)) count += BIT_COUNTS[byte]!;
       this.#counts[group + 1] = this.#counts[group]! + count;
     }
   }
@@ -150,7 +163,8 @@ class DumpedPages {
     const flags = descriptor.readUInt32LE(12);
     const bytes = readPart(this.#source, Number(descriptor.readBigUInt64LE(0)), size, 2 * PAGE_SIZE);
     if (bytes === undefined) return undefined;
-    const page = (flags & COMPRESSED) === 0 ? bytes : unpack(bytes, flags);
+    const unpack = UNPACK.find(([flag]) => (flags & flag) !== 0)?.[1];
+    const page = unpack === undefined ? bytes : unpack(bytes, PAGE_SIZE);
     return page?.length === PAGE_SIZE ? page : undefined;
   }
 
@@ -163,26 +177,23 @@ class DumpedPages {
   }
 }
 
-function bitCount(byte: number): number {
-  let count = 0;
-  for (let rest = byte; rest !== 0; rest &= rest - 1) count++;
-  return count;
-}
+/** How many bits are set in each byte. */
+const BIT_COUNTS = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll('0', '').length);
 
-function unpack(bytes: Buffer, flags: number): Uint8Array | undefined {
-  if ((flags & (FLAG_LZO | FLAG_SNAPPY)) !== 0) throw unsupported('LZO or Snappy');
-  if ((flags & FLAG_ZSTD) !== 0) return loadZstd().decompress(bytes, PAGE_SIZE);
+type Unpack = (packed: Uint8Array, size: number) => Uint8Array | undefined;
+
+function unpackZlib(packed: Uint8Array, size: number): Uint8Array | undefined {
   try {
-    return inflateSync(bytes, { maxOutputLength: PAGE_SIZE });
+    return inflateSync(packed, { maxOutputLength: size });
   } catch {
     return undefined;
   }
 }
 
-function unsupported(what: string): KvmiError {
-  return new KvmiError(
-    'E_DUMP_COMPRESSION',
-    `the memory dump is compressed with ${what}, which cannot be read`,
-    { hint: 'Dump with zlib or Zstandard (dump-guest-memory -z, makedumpfile -c or -z).' },
-  );
-}
+/** By the flag of a page's descriptor; one without any is not packed. */
+const UNPACK: readonly (readonly [flag: number, unpack: Unpack])[] = [
+  [0x01, unpackZlib],
+  [0x02, unpackLzo],
+  [0x04, unpackSnappy],
+  [0x20, (packed, size) => loadZstd().decompress(packed, size)],
+];

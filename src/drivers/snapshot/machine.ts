@@ -45,6 +45,8 @@ export class SnapshotMachine implements Machine {
   readonly format: DumpFormat;
   /** What the kernel says about itself, when the dump carries it apart from memory. */
   readonly vmcoreinfo: string | undefined;
+  /** Bytes of memory that the file should hold and does not, because it is cut off: they cannot be read. */
+  readonly missing: number;
   readonly #file: FileSource;
   #handler: MachineHandler | undefined;
 
@@ -54,6 +56,7 @@ export class SnapshotMachine implements Machine {
     this.memory = readOnly(new RegionMemory(contents.regions));
     this.format = contents.format;
     this.vmcoreinfo = contents.vmcoreinfo;
+    this.missing = contents.missing;
     this.#file = file;
     this.vcpus = contents.states.map((state, index) => new SnapshotVcpu(index, state, () => this.#handler));
     const withRegisters = contents.states.length > 0 ? true : `the ${contents.format} dump has no registers`;

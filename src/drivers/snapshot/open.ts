@@ -1,6 +1,6 @@
 import { KvmiError } from '../../error.ts';
 import { PAGE_SIZE } from '../../machine/index.ts';
-import { type DumpContents, type DumpFormat, regionsOf } from './contents.ts';
+import { type DumpContents, type DumpFormat, damaged, memoryIn } from './contents.ts';
 import { readElf } from './elf.ts';
 import { ELF_MAGIC } from './elf-format.ts';
 import { FileSource, readPart, type Source } from './file.ts';
@@ -38,7 +38,9 @@ const READERS: Readonly<Record<DumpFormat, (source: Source) => DumpContents>> = 
 };
 
 function readContents(source: Source, format: DumpFormat | undefined): DumpContents {
-  return READERS[format ?? detectFormat(source)](source);
+  const contents = READERS[format ?? detectFormat(source)](source);
+  if (contents.regions.length === 0) throw damaged('it holds no memory');
+  return contents;
 }
 
 function isFlattened(source: Source): boolean {
@@ -64,5 +66,5 @@ function readRaw(source: Source): DumpContents {
     });
   }
   const segment = { gpa: 0, size: source.size, offset: 0, fileSize: source.size };
-  return { format: 'raw', regions: regionsOf(source, [segment]), states: [], vmcoreinfo: undefined };
+  return { format: 'raw', ...memoryIn(source, [segment]), states: [], vmcoreinfo: undefined };
 }
