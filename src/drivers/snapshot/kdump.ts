@@ -14,8 +14,8 @@ import { loadZstd } from './zstd.ts';
 
 export const KDUMP_MAGIC = Buffer.from('KDUMP   ', 'latin1');
 const DESCRIPTOR = 24;
-/** Enough for 8 TiB of guest memory. */
-const MAX_BITMAP = 2 ** 28;
+/** Enough for 4 TiB of guest memory. */
+const MAX_BITMAP = 2 ** 27;
 /** Where the fields lie in the header (struct disk_dump_header) and in the block behind it (kdump_sub_header). */
 const AT = { block: 428, sub: 432, bitmap: 436, pages: 440 } as const;
 const SUB = { vmcoreinfo: 32, vmcoreinfoSize: 40, note: 48, noteSize: 56, maxPages: 96 } as const;
@@ -95,7 +95,11 @@ function* runsIn(bitmap: Uint8Array, count: number): Generator<readonly [first: 
   if (start >= 0) yield [start, count];
 }
 
+/** How many bits are set in each byte. */
+const BIT_COUNTS = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll('0', '').length);
+
 const PAGES_PER_COUNT = 512;
+const BYTES_PER_COUNT = PAGES_PER_COUNT / 8;
 const KEPT_PAGES = 1024;
 
 /** Pages that are unpacked when they are read; the last ones stay. */
@@ -111,12 +115,11 @@ class DumpedPages {
     this.#source = source;
     this.#bitmap = bitmap;
     this.#descriptors = descriptors;
-    this.#counts = new Uint32Array(Math.ceil((bitmap.length * 8) / PAGES_PER_COUNT) + 1);
-    for (let group = 0; group + 1 < this.#counts.length; group++) {
-      const start = (group * PAGES_PER_COUNT) / 8;
-      let count = 0;
-      for (const byte of bitmap.subarray(start, start + PAGES_PER_COUNT / 8)) count += BIT_COUNTS[byte]!;
-      this.#counts[group + 1] = this.#counts[group]! + count;
+    this.#counts = new Uint32Array(Math.ceil(bitmap.length / BYTES_PER_COUNT) + 1);
+    for (let at = 0, count = 0; at < bitmap.length; ) {
+      count += BIT_COUNTS[bitmap[at++]!]!;
+      if (at % BYTES_PER_COUNT === 0 || at === bitmap.length)
+        this.#counts[Math.ceil(at / BYTES_PER_COUNT)] = count;
     }
   }
 
@@ -176,9 +179,6 @@ class DumpedPages {
     return count;
   }
 }
-
-/** How many bits are set in each byte. */
-const BIT_COUNTS = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll('0', '').length);
 
 type Unpack = (packed: Uint8Array, size: number) => Uint8Array | undefined;
 

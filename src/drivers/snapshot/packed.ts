@@ -23,7 +23,7 @@ export function unpacked(file: Source, path: string): Source {
   if (magic === ZSTD_MAGIC && isSeekable(file)) return new SeekableZstd(file);
   throw new KvmiError(
     'E_DUMP_COMPRESSION',
-    `${path} is compressed as a whole and cannot be read at any place`,
+    `${path} is compressed as a whole, or cut off, and cannot be read at any place`,
     {
       hint: `Unpack it first: \`${command}\`. What \`kvmi dump --compress zstd\` writes can be read as it is.`,
     },
