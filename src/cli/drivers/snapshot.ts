@@ -13,7 +13,9 @@ export const SNAPSHOT_TARGET: TargetKind = {
     const { openSnapshot } = await import('../../drivers/snapshot/index.ts');
     const machine = openSnapshot(path);
     if (machine.missing > 0)
-      log.warn(`the dump is cut off: ${formatSize(machine.missing)} of memory are missing and cannot be read`);
+      log.warn(
+        `the dump is cut off: ${formatSize(machine.missing)} of memory are missing and cannot be read`,
+      );
     return machine;
   },
 };

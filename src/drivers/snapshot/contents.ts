@@ -6,12 +6,20 @@ import type { Source } from './file.ts';
 export interface DumpContents {
   readonly format: DumpFormat;
   readonly regions: readonly BackedRegion[];
-  /** The 536-byte state of each vCPU; empty when the dump has none. */
-  readonly states: readonly Uint8Array[];
+  /** Of each vCPU; empty when the dump has none. */
+  readonly states: readonly DumpedState[];
   /** What the kernel says about itself, when the dump carries it apart from memory. */
   readonly vmcoreinfo: string | undefined;
   /** Bytes of memory that the file should hold and does not, because it is cut off. */
   readonly missing: number;
+}
+
+/** What a dump has of a vCPU. */
+export interface DumpedState {
+  /** The 536-byte block that events carry. */
+  readonly bytes: Uint8Array;
+  /** Which of the MSRs in it the dump has; the others are zeros. */
+  readonly msrs: ReadonlySet<number>;
 }
 
 export type DumpFormat = 'raw' | 'elf' | 'lime' | 'kdump';

@@ -1,5 +1,13 @@
 import { STATE_SIZE } from '../../abi/state.ts';
-import { type DumpContents, damaged, MAX_SEGMENTS, memoryIn, type Segment } from './contents.ts';
+import { EVENT_MSRS } from '../../abi/x86.ts';
+import {
+  type DumpContents,
+  type DumpedState,
+  damaged,
+  MAX_SEGMENTS,
+  memoryIn,
+  type Segment,
+} from './contents.ts';
 import { ELF_CORE } from './elf-format.ts';
 import { readPart, type Source } from './file.ts';
 import { stateOfNote } from './vcpu-notes.ts';
@@ -96,15 +104,21 @@ function parseNotes(bytes: Buffer): Note[] {
 /** A machine with more vCPUs is not believed. */
 const MAX_VCPUS = 4096;
 
+const ALL_MSRS: ReadonlySet<number> = new Set(Object.values(EVENT_MSRS));
+/** EFER follows from the control registers. */
+const MSRS_OF_QEMU: ReadonlySet<number> = new Set([EVENT_MSRS.efer, EVENT_MSRS.shadow_gs]);
+
 /** Our own notes hold all of the state; QEMU's hold most of it. */
-export function statesOf(notes: readonly Note[]): Uint8Array[] {
+export function statesOf(notes: readonly Note[]): DumpedState[] {
   const own = notes.filter((note) => note.name === 'KVMI' && note.content.length === STATE_SIZE);
-  if (own.length > 0) return own.slice(0, MAX_VCPUS).map((note) => Uint8Array.from(note.content));
+  if (own.length > 0)
+    return own.slice(0, MAX_VCPUS).map((note) => ({ bytes: Uint8Array.from(note.content), msrs: ALL_MSRS }));
   return notes
     .filter((note) => note.name === 'QEMU')
     .slice(0, MAX_VCPUS)
     .map((note) => stateOfNote(note.content))
-    .filter((state) => state !== undefined);
+    .filter((bytes) => bytes !== undefined)
+    .map((bytes) => ({ bytes, msrs: MSRS_OF_QEMU }));
 }
 
 /** It is a page of text; more is not believed. */
