@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { assertIsf } from '../../test/kit/isf-rules.ts';
 import { SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
 import { sectionsOf } from './elf-file.ts';
 import { isf, isfText, Linux, symbolsElf, typesFromFile } from './index.ts';
@@ -41,6 +42,7 @@ describe('what is made from a guest for other tools', () => {
       'addresses are exact integers',
     );
     assert.equal(file.metadata.format, '6.2.0');
+    assertIsf(JSON.parse(isfText(file)));
   });
 
   test('an ISF file gives the types back', async () => {

@@ -33,4 +33,5 @@ export { hex, printable } from './text.ts';
 export type * from './types.ts';
 export { typesFromFile } from './types-file.ts';
 export type { TypeRow, Value } from './values.ts';
+export { vmcoreinfoText } from './vmcoreinfo-text.ts';
 export { forAll, run, type Walk, wait } from './walk.ts';

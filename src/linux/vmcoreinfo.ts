@@ -9,10 +9,12 @@ import { run, type Walk } from './walk.ts';
 export class Vmcoreinfo {
   /** Where the page was found; 0 when the text came with a dump. */
   readonly gpa: Gpa;
+  readonly text: string;
   readonly lines: ReadonlyMap<string, string>;
 
   constructor(text: string, gpa: Gpa = 0) {
     this.gpa = gpa;
+    this.text = text;
     const lines = new Map<string, string>();
     for (const line of text.split('\n')) {
       const equals = line.indexOf('=');

@@ -246,7 +246,7 @@ for (const series of ['6.1', '6.12'] as const) {
           const file = join(directory, `own.${format}`);
           await dumpMemory({ memory: busy.memory }, file, { format });
           assert.equal(statSync(file).mode & 0o777, 0o600, 'nobody else may read it');
-          assert.deepEqual(verifyDump(file), []);
+          assert.deepEqual(await verifyDump(file), []);
         }
         for (const format of ['elf', 'kdump-zlib']) {
           const protocol = `file:${join(directory, `qemu.${format}`)}`;

@@ -110,6 +110,10 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'write the memory of a VM to a file',
     load: async () => (await import('./dump.ts')).dump,
   },
+  verify: {
+    summary: 'compare a memory dump with its checksums',
+    load: async () => (await import('./verify.ts')).verify,
+  },
   break: {
     summary: 'report each time the guest executes an instruction',
     load: async () => (await import('./break.ts')).breakCommand,
