@@ -5,11 +5,11 @@ import { type Section, sectionsOf } from '../elf-file.ts';
 import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
+import { readText, type TextImage } from './code.ts';
 import { readTables } from './dispatch.ts';
 import type { Finding } from './finding.ts';
 import { symbolic } from './hooks.ts';
 import { sitesOf } from './sites.ts';
-import { readText, type TextImage } from './text.ts';
 
 /*
  * A kernel's code differs from that of its vmlinux file where it was relocated, and where it was patched for the
