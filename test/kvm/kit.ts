@@ -119,7 +119,7 @@ export interface Qemu {
 }
 
 /** Assembles test/kvm/NAME.S to a flat image. */
-function assemble(name: string, folder: string): string {
+export function assemble(name: string, folder: string): string {
   const object = join(folder, `${name}.o`);
   const image = join(folder, `${name}.bin`);
   execFileSync('gcc', ['-c', '-o', object, join(ROOT, 'test/kvm', `${name}.S`)]);

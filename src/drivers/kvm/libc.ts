@@ -29,6 +29,7 @@ export interface Libc {
   kill(pid: number, signal: number): number;
   tgkill(pid: number, tid: number, signal: number): number;
   poll(fds: Uint8Array, count: number, timeout: number): number;
+  schedYield(): number;
   recv(fd: number, into: Uint8Array, size: number, flags: number): number;
   send(fd: number, from: Uint8Array, size: number, flags: number): number;
   shutdown(fd: number, how: number): number;
@@ -75,6 +76,7 @@ const PROTOTYPES: Readonly<Record<Exclude<keyof Libc, 'errno' | 'view' | 'addres
   kill: 'int kill(int pid, int signal)',
   tgkill: 'int tgkill(int pid, int tid, int signal)',
   poll: 'int poll(void *fds, unsigned long count, int timeout)',
+  schedYield: 'int sched_yield()',
   recv: 'int64_t recv(int fd, void *into, size_t size, int flags)',
   send: 'int64_t send(int fd, void *from, size_t size, int flags)',
   shutdown: 'int shutdown(int fd, int how)',

@@ -31,6 +31,8 @@ const NAMES = [
   'kvm_memory_slot.id',
   'kvm_vcpu.kvm',
   'kvm_vcpu.pid',
+  'kvm_vcpu.arch',
+  'kvm_vcpu_arch.complete_userspace_io',
   'pid.numbers',
 ] as const;
 
@@ -77,6 +79,12 @@ export class KernelView {
     const pid = this.#memory.pointer(vcpu + this.#at('kvm_vcpu.pid'));
     if (pid === 0n) return { vm, tid: undefined };
     return { vm, tid: this.#memory.read(pid + this.#at('pid.numbers'), 4).readInt32LE(0) };
+  }
+
+  /** Whether the next KVM_RUN of a vCPU has an exit to complete before its state is that between two instructions. */
+  exitPending(vcpuFd: number): boolean {
+    const arch = this.#privateData(vcpuFd) + this.#at('kvm_vcpu.arch');
+    return this.#memory.pointer(arch + this.#at('kvm_vcpu_arch.complete_userspace_io')) !== 0n;
   }
 
   /** What `private_data` of an open file is. */
