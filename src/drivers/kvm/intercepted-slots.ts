@@ -2,7 +2,7 @@ import { getU32, getU64Number } from '../../abi/bytes.ts';
 import { KVM, KVM_MEM, kvmMemoryRegion } from '../../abi/kvm.ts';
 import { SystemError } from './libc.ts';
 import type { Memslot } from './memslots.ts';
-import { kvmDescriptors, processOf } from './proc.ts';
+import { kvmDescriptors, kvmKind, processOf } from './proc.ts';
 import { ProcessMemory } from './process-memory.ts';
 import type { InterceptedIoctl } from './requests.ts';
 import { sameAddressSpace, type VmFile } from './vm-file.ts';
@@ -80,8 +80,11 @@ class Requester {
     this.#memory = new ProcessMemory(pid);
   }
 
-  table(fd: number): SlotTable {
-    const table = this.tables.get(fd) ?? new SlotTable();
+  /** Undefined when the descriptor is no VM. */
+  table(fd: number): SlotTable | undefined {
+    const known = this.tables.get(fd);
+    if (known || kvmKind(this.pid, fd) !== 'vm') return known;
+    const table = new SlotTable();
     this.tables.set(fd, table);
     return table;
   }
@@ -130,7 +133,7 @@ export class InterceptedMemslots {
     try {
       const requester = this.#requester(tid);
       const region = requester?.read(argument);
-      if (region) requester!.table(fd).apply(region, flags);
+      if (region) requester!.table(fd)?.apply(region, flags);
     } catch (error) {
       // The process is gone, or was killed meanwhile.
       if (!(error instanceof SystemError)) throw error;
