@@ -97,7 +97,7 @@ test('kvmi gdb on a memory dump', { skip: whyNoGdb ?? false }, async () => {
     assert.match(output, new RegExp(`=> ${rip}:\\s+\\w+`), output);
     assert.match(output, /Cannot insert breakpoint 1/, output);
     assert.equal((await server.ended).code, EXIT.ok.code, server.stderr);
-    assert.match(server.stderr, /a memory dump is a machine that has stopped for good/);
+    assert.match(server.stderr, /GDB's request failed/);
   } finally {
     rmSync(directory, { recursive: true });
   }
