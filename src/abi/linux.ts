@@ -36,6 +36,7 @@ export const PTRACE = {
   PEEKSIGINFO: 0x4209,
   GETSIGMASK: 0x420a,
   SETSIGMASK: 0x420b,
+  SECCOMP_GET_FILTER: 0x420c,
   GET_SYSCALL_INFO: 0x420e,
 } as const;
 
@@ -101,6 +102,9 @@ export const SECCOMP = {
   FLAG_WAIT_KILLABLE_RECV: 32,
   RET_USER_NOTIF: 0x7fc00000,
   RET_ALLOW: 0x7fff0000,
+  RET_LOG: 0x7ffc0000,
+  /** In the Seccomp line of /proc/PID/status. */
+  MODE_FILTER: 2,
   RESPONSE_CONTINUE: 1,
   NOTIF_RECV: 0xc0502100,
   NOTIF_SEND: 0xc0182101,

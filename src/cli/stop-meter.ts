@@ -1,5 +1,5 @@
 import { type Awaitable, then } from '../awaitable.ts';
-import type { Answer, Machine, MachineHandler, StopKind, Trap, Vcpu } from '../machine/index.ts';
+import type { HardwareBreakpoints, Machine, MachineHandler, StopKind, Trap, Vcpu } from '../machine/index.ts';
 
 /** A machine that measures for how long its vCPUs are held by stops, and is otherwise the one behind it. */
 export class StopMeter implements Machine {
@@ -39,6 +39,16 @@ export class StopMeter implements Machine {
     return this.#machine.vcpus;
   }
 
+  get hardwareBreakpoints(): HardwareBreakpoints | undefined {
+    const inner = this.#machine.hardwareBreakpoints;
+    return (
+      inner && {
+        count: inner.count,
+        set: (address, hit) => inner.set(address, (vcpu) => this.#measured('breakpoint', () => hit(vcpu))),
+      }
+    );
+  }
+
   attach(handler: MachineHandler): Awaitable<void> {
     return this.#machine.attach({
       stop: (vcpu, stop) => this.#measured(stop.kind, () => handler.stop(vcpu, stop)),
@@ -49,7 +59,7 @@ export class StopMeter implements Machine {
     });
   }
 
-  #measured(kind: StopKind, stop: () => Awaitable<Answer>): Awaitable<Answer> {
+  #measured<T>(kind: StopKind, stop: () => Awaitable<T>): Awaitable<T> {
     const since = performance.now();
     return then(stop(), (answer) => {
       this.#held.set(kind, (this.#held.get(kind) ?? 0) + performance.now() - since);

@@ -48,12 +48,12 @@ describe('what is made from a guest for other tools', () => {
   test('an ISF file gives the types back', async () => {
     const path = join(directory, 'linux.json');
     writeFileSync(path, isfText(await isf(linux)));
-    const typed = await Linux.find(guest.memory, { types: typesFromFile(path) });
+    const typed = await Linux.find(guest.memory, { types: await typesFromFile(path) });
     assert.deepEqual((await typed.processes()).rows, (await linux.processes()).rows);
     assert.deepEqual((await typed.type('cred')).rows, (await linux.type('cred')).rows);
   });
 
-  test('files that hold no types are refused', () => {
+  test('files that hold no types are refused', async () => {
     for (const [name, content] of [
       ['empty', ''],
       ['text', 'no types'],
@@ -63,9 +63,9 @@ describe('what is made from a guest for other tools', () => {
     ] as const) {
       const path = join(directory, name);
       writeFileSync(path, content);
-      assert.throws(() => typesFromFile(path), { name: 'KvmiError' }, name);
+      await assert.rejects(typesFromFile(path), { name: 'KvmiError' }, name);
     }
-    assert.throws(() => typesFromFile(join(directory, 'none')), { code: 'E_TYPES_FILE' });
+    await assert.rejects(typesFromFile(join(directory, 'none')), { code: 'E_KERNEL_FILE' });
   });
 
   test('the ELF file has each symbol at its address', () => {

@@ -1,5 +1,6 @@
 export * from './address.ts';
 export * from './capabilities.ts';
+export type * from './hardware-breakpoints.ts';
 export * from './leaf-mappings.ts';
 export type * from './machine.ts';
 export type * from './memory.ts';

@@ -1,5 +1,6 @@
 import type { Awaitable } from '../awaitable.ts';
 import type { Capabilities } from './capabilities.ts';
+import type { HardwareBreakpoints } from './hardware-breakpoints.ts';
 import type { PhysicalMemory } from './memory.ts';
 import type { Answer, Stop, Trap } from './stops.ts';
 import type { Vcpu } from './vcpu.ts';
@@ -54,6 +55,7 @@ export interface Machine {
   readonly vmcoreinfo?: string | undefined;
   /** The additional views of guest memory, where the driver has them. */
   readonly views?: Views;
+  readonly hardwareBreakpoints?: HardwareBreakpoints | undefined;
   /** Adding and removing guest frames at run time, where the driver can. */
   readonly frames?: Frames;
 

@@ -1,12 +1,14 @@
 import assert from 'node:assert/strict';
 import { putRegister, STATE_SIZE } from '../../src/abi/state.ts';
-import { PAGE_SIZE } from '../../src/machine/index.ts';
+import { ACCESS, PAGE_SIZE } from '../../src/machine/index.ts';
 import type { ReceivedEvent } from '../../src/wire/index.ts';
 import { patiently } from '../kit/peer.ts';
 import { EBUSY, EPERM, hooked, type Rig, type Row } from './rig.ts';
 import { getRegister } from './state.ts';
 
 const OTHERS = ['v9', 'v12'] as const;
+/** All-ones: a driver may not know it. */
+const UNKNOWN_GVA = 2n ** 64n - 1n;
 const MSR_MISC_FEATURES = 0x140;
 const PF_REPLY = { ctx_addr: 0n, ctx_size: 0, rep_complete: 0, ctx_data: new Uint8Array(0) };
 
@@ -161,18 +163,18 @@ const INTERCEPTED: readonly Row[] = [
   hooked(
     '77, 78',
     'PF: a write that the page does not allow',
-    { needs: ['page-write'], actions: ['write-page'] },
+    { needs: ['page-write'], actions: ['write-page'], beforeWrite: true },
     async (rig) => {
       const { gpa, gva } = rig.guest.testPage;
       const size = 1;
       await rig.peer.command('VM_WRITE_PHYSICAL', { gpa, size, data: Uint8Array.of(0) });
       await rig.enable('PF');
-      await access(rig, 1);
+      await access(rig, ACCESS.read | ACCESS.execute);
       const done = rig.guest.act('write-page');
       const event = await rig.peer.event('PF');
       assert.equal(event.size, rig.eventSize(24));
       assert.equal(event.data.gpa - (event.data.gpa % PAGE_SIZE), gpa);
-      assert.equal(event.data.gva & ~0xfffn, gva);
+      if (event.data.gva !== UNKNOWN_GVA) assert.equal(event.data.gva & ~0xfffn, gva);
       assert.equal(event.data.access & 2, 2, 'a write');
       assert.equal(await testByte(rig), 0, 'the write has not happened');
       await access(rig, 3);
@@ -186,7 +188,7 @@ const INTERCEPTED: readonly Row[] = [
   hooked(
     'x',
     'PF: RETRY with rip moved on leaves the access out',
-    { needs: ['page-write', 'set-registers'], actions: ['write-page'] },
+    { needs: ['page-write', 'set-registers'], actions: ['write-page'], beforeWrite: true },
     async (rig) => {
       await rig.peer.command('VM_WRITE_PHYSICAL', {
         gpa: rig.guest.testPage.gpa,
@@ -194,7 +196,7 @@ const INTERCEPTED: readonly Row[] = [
         data: Uint8Array.of(0),
       });
       await rig.enable('PF');
-      await access(rig, 1);
+      await access(rig, ACCESS.read | ACCESS.execute);
       const done = rig.guest.act('write-page');
       const event = await rig.peer.event('PF');
       await skip(rig, event, rig.guest.writeLength!);
@@ -211,7 +213,7 @@ const INTERCEPTED: readonly Row[] = [
     { needs: ['page-write'], actions: ['write-page'] },
     async (rig) => {
       await rig.enable('PF');
-      await access(rig, 1);
+      await access(rig, ACCESS.read | ACCESS.execute);
       for (let i = 0; i < 2; i++) {
         const done = rig.guest.act('write-page');
         rig.peer.reply(await rig.peer.event('PF'), 'continue', rig.dialect.name === 'v7' ? PF_REPLY : {});
@@ -247,7 +249,7 @@ const INTERCEPTED: readonly Row[] = [
     'PF not enabled: a restricted access is carried out',
     { needs: ['page-write'], actions: ['write-page'] },
     async (rig) => {
-      await access(rig, 1);
+      await access(rig, ACCESS.read | ACCESS.execute);
       await patiently(rig.guest.act('write-page'), 'the write');
       assert.deepEqual(rig.peer.pendingEvents, []);
       await access(rig, 7);

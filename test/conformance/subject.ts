@@ -26,6 +26,8 @@ export interface SubjectGuest {
   readonly testPage: { readonly gpa: number; readonly gva: bigint };
   /** Bytes of the instruction that writes to it, where the guest can. */
   readonly writeLength?: number;
+  /** Why a page stop for a write may come after the write, against the contract; undefined when it comes before. */
+  readonly lateWrites?: string;
   /** Why an action cannot be asked for; undefined when it can. */
   cannot(action: GuestAction): string | undefined;
   /** Asks for an action; resolves when the guest has done it, with its result. */

@@ -30,6 +30,7 @@ export function reasonToSkip(row: Row, { machine, guest }: RunningSubject): stri
     const reason = guest.cannot(action);
     if (reason) return `${action}: ${reason}`;
   }
+  if (row.beforeWrite && guest.lateWrites) return guest.lateWrites;
   if (row.holds && !guest.hold) return 'the device manager of this driver cannot keep vCPUs out of KVM_RUN';
   return undefined;
 }

@@ -56,6 +56,18 @@ const NEVER: { readonly [N in CommandName]?: string } = {
 
 const DIALECT_NAMES = Object.keys(DIALECTS) as DialectName[];
 
+function sectionStart(page: string, driver: string): number {
+  return page.indexOf(`## ${driver}\n`);
+}
+
+/**
+ * Whether docs/support.md has, or is about to get, a section for a driver. What a driver can do on one host it may not
+ * on another: such a driver has the host's kind in its name, and the page shows the kinds that somebody has run.
+ */
+export function isDocumented(driver: string): boolean {
+  return Boolean(process.env['KVMI_UPDATE_DOCS']) || sectionStart(readFileSync(PAGE, 'utf8'), driver) >= 0;
+}
+
 /** What a run of the suite has seen work: commands that succeeded, events that arrived. */
 export class Support {
   readonly #driver: string;
@@ -120,7 +132,7 @@ ${[...events]
   /** Compares the driver's section of docs/support.md with this run, or writes it (KVMI_UPDATE_DOCS=1). */
   check(): void {
     const page = readFileSync(PAGE, 'utf8');
-    const start = page.indexOf(`## ${this.#driver}\n`);
+    const start = sectionStart(page, this.#driver);
     const next = page.indexOf('\n## ', start + 1);
     const end = next < 0 ? page.length : next + 1;
     const section = this.section();

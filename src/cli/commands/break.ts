@@ -1,11 +1,13 @@
-import { requireCapability } from '../../machine/index.ts';
-import type { GuestEvent } from '../../tool/index.ts';
+import { getRegister, STATE_SIZE } from '../../abi/state.ts';
+import { type Awaitable, then } from '../../awaitable.ts';
+import { type Gva, type HardwareBreakpoints, requireCapability } from '../../machine/index.ts';
+import type { Guest } from '../../tool/index.ts';
 import { argument, command, defaultOption, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
+import { withGuest } from '../guest-session.ts';
 import { Mailbox } from '../mailbox.ts';
 import { type Column, now, type Row } from '../output/columns.ts';
 import { GENERAL_NAMES } from '../registers.ts';
-import { withGuest } from '../session.ts';
 import type { StopMeter } from '../stop-meter.ts';
 import { VM } from '../targets.ts';
 import { integer, place } from '../values.ts';
@@ -28,10 +30,36 @@ const columns: readonly Column[] = [
   ...ripFirst,
 ];
 
-function hitRow(event: GuestEvent<'BREAKPOINT'>): Row {
-  const row: Record<string, Row[string]> = { time: now(), vcpu: event.vcpu.index };
-  for (const name of GENERAL_NAMES) row[name] = event.registers[name];
+function hitRow(vcpu: number, register: (name: (typeof GENERAL_NAMES)[number]) => bigint): Row {
+  const row: Record<string, Row[string]> = { time: now(), vcpu };
+  for (const name of GENERAL_NAMES) row[name] = register(name);
   return row;
+}
+
+/** Called with the row of each hit; the vCPU goes on when what it returns is done. */
+type Report = (row: Row) => Awaitable<void>;
+
+/** A breakpoint of the processor: the guest's memory stays as it is. */
+function setHardware(breakpoints: HardwareBreakpoints, gva: Gva, report: Report): () => void {
+  return breakpoints.set(gva, (vcpu) => {
+    const state = new Uint8Array(STATE_SIZE);
+    return then(vcpu.readState(state), () => report(hitRow(vcpu.index, (name) => getRegister(state, name))));
+  });
+}
+
+/** An int3 in the guest's memory. */
+async function setSoftware(
+  guest: Guest,
+  gva: Gva,
+  vcpu: number,
+  report: Report,
+): Promise<() => Promise<void>> {
+  const breakpoint = await guest.breakpoints.set(
+    gva,
+    (event) => report(hitRow(event.vcpu.index, (name) => event.registers[name])),
+    { vcpu: vcpuOf(guest, vcpu) },
+  );
+  return () => breakpoint.remove();
 }
 
 /** What was hit, at what rate, and what that cost the guest. */
@@ -64,6 +92,8 @@ export const breakCommand = command({
   description: [
     'Hooks the VM, sets a breakpoint, prints a row for each hit, and carries the instruction out. The guest goes on after ' +
       'each hit. At the end - after --count hits, --timeout, or Ctrl-C - the breakpoint is removed and the VM unhooked.',
+    'On stock KVM it is a breakpoint of the processor: guest memory stays as it is, and nothing is left in it even when ' +
+      'kvmi is killed. Elsewhere it is an int3 in guest memory.',
     'When rows are read more slowly than they come, the guest is slowed down; none is lost.',
   ],
   arguments: [
@@ -96,30 +126,30 @@ export const breakCommand = command({
   shown: ({ regs }) => (regs ? columns.map(({ name }) => name) : undefined),
   run(context, [vm, where], { count = Number.POSITIVE_INFINITY, vcpu }) {
     return withGuest(context, vm, async function* (guest, machine, addressOf) {
-      requireCapability(machine.capabilities, 'breakpoint');
+      const { hardwareBreakpoints } = machine;
+      if (!hardwareBreakpoints) requireCapability(machine.capabilities, 'breakpoint');
       const gva = await addressOf(where);
       const hits = new Mailbox<Row>();
       const summary = new Summary();
       const end = (): void => hits.end();
       context.signal.addEventListener('abort', end, { once: true });
       void guest.closed.then(end);
-      const breakpoint = await guest.breakpoints.set(
-        gva,
-        (event) => {
-          if (summary.hits >= count) return;
-          const room = hits.put(hitRow(event));
-          if (summary.add() >= count) hits.end();
-          return room;
-        },
-        { vcpu: vcpuOf(guest, vcpu) },
-      );
+      const report: Report = (row) => {
+        if (summary.hits >= count) return;
+        const room = hits.put(row);
+        if (summary.add() >= count) hits.end();
+        return room;
+      };
+      const remove = hardwareBreakpoints
+        ? setHardware(hardwareBreakpoints, gva, report)
+        : await setSoftware(guest, gva, vcpu, report);
       context.log.info(`waiting at 0x${gva.toString(16)}; Ctrl-C ends`);
       try {
         yield* hits.read();
       } finally {
         hits.end();
         context.signal.removeEventListener('abort', end);
-        await breakpoint.remove();
+        await remove();
         summary.print(context, machine);
       }
     });

@@ -91,7 +91,7 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     load: async () => (await import('./check.ts')).check,
   },
   symbols: {
-    summary: "show symbols of a Linux guest's kernel, by name or by address",
+    summary: "show symbols of a Linux guest's kernel and modules, by name or by address",
     load: async () => (await import('./symbols.ts')).symbols,
   },
   type: {

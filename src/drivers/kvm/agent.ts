@@ -84,12 +84,13 @@ export class Slot {
     tracee.getRegisters();
     this.enter(tracee, 'call');
     tracee.setSignalMask(ALL_BUT_SIGURG);
-    tracee.cont();
-    let event = tracee.wait();
-    while (event.kind === 'interrupt') {
-      tracee.cont();
-      event = tracee.wait();
-    }
+    const event = tracee.uninterrupted(() => {
+      for (;;) {
+        tracee.cont();
+        const stop = tracee.wait();
+        if (stop.kind !== 'interrupt' && stop.kind !== 'group-stop') return stop;
+      }
+    });
     if (event.kind !== 'signal' || event.signal !== SIGNAL.SIGURG) {
       throw new KvmiError('E_TRACE', `thread ${tracee.tid}: ${event.kind} while it carried out calls`);
     }

@@ -1,7 +1,8 @@
 import { POLL, SYS } from '../../abi/linux.ts';
-import { attachKvm } from './attach.ts';
+import { machineOf } from './attach.ts';
 import { check, libc } from './libc.ts';
 import { pump } from './pump.ts';
+import { VmFile } from './vm-file.ts';
 
 /*
  * node guard-main.js TRACER VMM DESCRIPTOR
@@ -11,7 +12,7 @@ import { pump } from './pump.ts';
  */
 
 const [tracer, pid, vm] = process.argv.slice(2).map(Number) as [number, number, number];
-const machine = attachKvm({ pid, vm, unsafe: true });
+const machine = machineOf(new VmFile(pid, vm), { unsafe: true, liftFilters: true });
 // Everything is looked up before it is needed: there is not much time then.
 machine.prepare();
 const pidfd = check(Number(libc().syscall(SYS.pidfd_open, tracer, 0, 0, 0, 0, 0)), 'pidfd_open');

@@ -5,6 +5,7 @@ import { STATE_SIZE } from '../../abi/state.ts';
 import { type Awaitable, attempt, then } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import {
+  ACCESS,
   type Answer,
   type Capabilities,
   CONTINUE,
@@ -16,10 +17,13 @@ import {
   translate,
 } from '../../machine/index.ts';
 import { SLOT } from './agent-code.ts';
+import { isConfined } from './confinement.ts';
+import { DebugRegisters } from './debug-registers.ts';
 import { Guard } from './guard.ts';
 import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
 import { nameOf, uuidOf } from './identity.ts';
 import { check, libc } from './libc.ts';
+import { Linger } from './linger.ts';
 import { VmmMemory } from './memory.ts';
 import type { Memslot } from './memslots.ts';
 import { MsrFilter } from './msr-filter.ts';
@@ -73,7 +77,11 @@ export class KvmMachine implements Machine, VcpuOwner {
   readonly #pages: PageTraps;
   #handler: MachineHandler | undefined;
   #guard: Promise<Guard> | undefined;
+  readonly hardwareBreakpoints: DebugRegisters;
+  readonly #linger = new Linger();
   #detaching = false;
+  /** A thread of a vCPU is. */
+  #confined = false;
   #discovery: NodeJS.Timeout | undefined;
   #stopPolling: (() => void) | undefined;
   #exit: Watch | undefined;
@@ -95,15 +103,19 @@ export class KvmMachine implements Machine, VcpuOwner {
       (hva, size) => this.#pages.beforeWrite(hva, size),
     );
     this.#msrs = new MsrFilter();
+    this.hardwareBreakpoints = new DebugRegisters((addresses) => {
+      requireCapability(this.capabilities, 'singlestep');
+      this.#applyBreakpoints(addresses);
+    });
     this.#pages = new PageTraps(this.vmm, this.memory, () => this.vcpus);
     this.#discover();
   }
 
   /** With several vCPUs the MSR filter cannot be off whenever one of them is in its VMM. */
   get capabilities(): Capabilities {
-    return this.#unsafe || this.#states.length <= 1
-      ? this.#capabilities
-      : { ...this.#capabilities, msr: UNSAFE_MSR };
+    if (this.#unsafe) return this.#capabilities;
+    if (this.#confined) return { ...this.#capabilities, ...UNSAFE_WHEN_CONFINED };
+    return this.#states.length <= 1 ? this.#capabilities : { ...this.#capabilities, msr: UNSAFE_MSR };
   }
 
   get vcpus(): readonly KvmVcpu[] {
@@ -117,8 +129,13 @@ export class KvmMachine implements Machine, VcpuOwner {
     const fresh = this.vmm.vcpuDescriptors().filter((fd) => !known.has(fd));
     return fresh.map((fd) => {
       const vcpu = new KvmVcpu(this, this.#states.length, fd);
-      const debug: VcpuState['debug'] = { singlestep: false, software: false, hardware: [], stepOver: false };
+      const { addresses } = this.hardwareBreakpoints;
+      const debug = { singlestep: false, software: false, hardware: addresses, stepOver: false };
       this.#states.push({ vcpu, debug, msrs: new Set(), joining: undefined, searching: undefined });
+      if (addresses.length > 0) {
+        vcpu.armedTraps++;
+        vcpu.kick();
+      }
       return vcpu;
     });
   }
@@ -138,8 +155,12 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#discovery.unref();
   }
 
-  /** vCPUs that were created meanwhile. */
+  /** vCPUs that were created meanwhile, or a VMM that has closed its VM (as execve does). */
   #announceNew(): void {
+    if (this.vmm.file.ownersDescriptor() === undefined) {
+      this.#vmmGone();
+      return;
+    }
     for (const vcpu of this.#discover()) void this.#handler?.vcpuCreated?.(vcpu);
   }
 
@@ -177,13 +198,18 @@ export class KvmMachine implements Machine, VcpuOwner {
   #poll(): void {
     for (const state of this.#states) {
       if (state.joining) this.#join(state, state.joining);
-      const { thread } = state.vcpu;
-      const event = thread?.tracee.poll();
-      if (event) this.#guarded(() => thread!.stopped(event));
+      this.#pollThread(state.vcpu.thread);
     }
+    this.#linger.wait(() => this.#states.some(({ vcpu }) => this.#pollThread(vcpu.thread)));
   }
 
-  #guarded(run: () => void): void {
+  #pollThread(thread: VcpuThread | undefined): boolean {
+    const event = thread?.tracee.poll();
+    if (event) this.guarded(() => thread!.stopped(event));
+    return event !== undefined;
+  }
+
+  guarded(run: () => void): void {
     try {
       run();
     } catch (error) {
@@ -203,7 +229,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     if (state.joining || state.searching || !this.#handler) return;
     const tid = this.vmm.threadOf(vcpu.fd);
     if (tid !== undefined) {
-      this.#guarded(() => {
+      this.guarded(() => {
         state.joining = this.vmm.trace(tid);
       });
       return;
@@ -223,21 +249,42 @@ export class KvmMachine implements Machine, VcpuOwner {
       this.search(state.vcpu);
       return;
     }
-    if (event.kind !== 'interrupt') {
+    if (event.kind !== 'interrupt' && event.kind !== 'group-stop') {
       tracee.cont(event.kind === 'signal' ? event.signal : 0);
       return;
     }
     state.joining = undefined;
-    this.#guarded(() => {
+    this.guarded(() => {
       const { vcpu } = state;
+      const { pid } = this.vmm;
+      const confined = this.#checkConfinement(tracee);
       const slot = this.vmm.agentVia(tracee).slot(vcpu.index);
-      const page = new RunPage(this.vmm.pid, vcpu.fd);
+      const page = new RunPage(pid, vcpu.fd);
       putU64(slot.bytes, SLOT.runPage, BigInt(this.vmm.mapRunPage(tracee, vcpu.fd)));
-      const thread = new VcpuThread(vcpu, tracee, slot, page, this.vmm.pid, vcpu.fd);
+      const thread = new VcpuThread(vcpu, { tracee, slot, page, pid, fd: vcpu.fd, confined });
       vcpu.adopt(thread);
       this.#applyDebug(state);
       thread.stopped(event);
     });
+  }
+
+  #checkConfinement(tracee: Tracee): boolean {
+    const confined = isConfined(tracee);
+    if (confined && !this.vmm.liftFilters) {
+      throw new KvmiError('E_UNSUPPORTED', `a seccomp filter forbids ${this.name} what introspection takes`, {
+        hint: 'Start the VMM without kvmi run, which needs a filter of its own, and hook it with kvmi attach.',
+      });
+    }
+    this.#confined ||= confined;
+    return confined;
+  }
+
+  exitPending(vcpu: KvmVcpu): boolean {
+    const pending = this.vmm.exitPending(vcpu.fd);
+    if (pending !== undefined) return pending;
+    // The reason stays what it was when KVM_RUN only completes an exit: it may be over, but may as well not.
+    const reason = vcpu.thread?.page.exitReason;
+    return reason === KVM_EXIT.IO || reason === KVM_EXIT.MMIO;
   }
 
   gone(vcpu: KvmVcpu): void {
@@ -259,6 +306,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   #serve(vcpu: KvmVcpu, reason: HoldReason): Awaitable<void> {
     vcpu.learn();
     vcpu.runTasks();
+    if (reason === 'exit' && this.#isDebugRegisterHit(vcpu)) return this.#hit(vcpu);
     const stop = reason === 'exit' ? this.#stopOf(vcpu) : this.#pages.stopOf(vcpu);
     if (!stop) return this.#finish(vcpu);
     return then(this.#report(vcpu, stop), (answer) => {
@@ -288,6 +336,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     }
     vcpu.requested = false;
     vcpu.thread?.release();
+    if (vcpu.thread?.phase === 'agent') this.#linger.expect();
   }
 
   #crash(vcpu: KvmVcpu): void {
@@ -300,11 +349,26 @@ export class KvmMachine implements Machine, VcpuOwner {
     const { page } = vcpu.thread!;
     const state = this.#states[vcpu.index]!;
     if (page.exitReason === KVM_EXIT.X86_WRMSR) return this.#msrStop(vcpu, state);
-    const { exception, pc, dr6 } = kvmDebugExit.read(page.exit, 0);
-    if (exception === BREAKPOINT_VECTOR) return this.#breakpointStop(vcpu, pc, INT3_LENGTH);
-    if ((dr6 & DR6.SINGLESTEP) === 0n) return this.#breakpointStop(vcpu, pc, 0);
+    const { exception, pc } = kvmDebugExit.read(page.exit, 0);
+    if (exception === BREAKPOINT_VECTOR) return this.#breakpointStop(vcpu, pc);
     this.#steppedOver(vcpu, state);
     return state.debug.singlestep ? { kind: 'singlestep', failed: false } : undefined;
+  }
+
+  #isDebugRegisterHit({ thread }: KvmVcpu): boolean {
+    if (thread!.page.exitReason !== KVM_EXIT.DEBUG) return false;
+    const { exception, dr6 } = kvmDebugExit.read(thread!.page.exit, 0);
+    return exception !== BREAKPOINT_VECTOR && (dr6 & DR6.SINGLESTEP) === 0n;
+  }
+
+  /** In front of an instruction that a debug register names: after the handler the vCPU is stepped over it. */
+  #hit(vcpu: KvmVcpu): Awaitable<void> {
+    const state = this.#states[vcpu.index]!;
+    const handler = this.hardwareBreakpoints.handlerAt(vcpu.instructionPointer());
+    return then(handler?.(vcpu), () => {
+      if (state.debug.hardware.includes(vcpu.instructionPointer())) this.#stepOver(state);
+      return this.#finish(vcpu);
+    });
   }
 
   /** One instruction beyond something that had to be disarmed for it. */
@@ -323,11 +387,11 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#applyDebug(state);
   }
 
-  #breakpointStop(vcpu: KvmVcpu, pc: bigint, length: number): Stop {
+  #breakpointStop(vcpu: KvmVcpu, pc: bigint): Stop {
     const state = new Uint8Array(STATE_SIZE);
     vcpu.readState(state);
     const gpa = translate(this.memory, state, pc) as number | undefined;
-    return { kind: 'breakpoint', gpa: gpa ?? NO_GPA, length };
+    return { kind: 'breakpoint', gpa: gpa ?? NO_GPA, length: INT3_LENGTH };
   }
 
   /** Carries out a write that nobody is to be told of. */
@@ -361,9 +425,7 @@ export class KvmMachine implements Machine, VcpuOwner {
         this.#writeMsr(vcpu, stop.msr, action === 'refuse' ? undefined : (value ?? stop.new));
         break;
       case 'breakpoint':
-        if (stop.length > 0) {
-          if (action === 'continue') vcpu.deliver(BREAKPOINT_VECTOR);
-        } else if (state.debug.hardware.includes(vcpu.instructionPointer())) this.#stepOver(state);
+        if (action === 'continue') vcpu.deliver(BREAKPOINT_VECTOR);
         break;
       case 'page':
         if (this.#pages.answered(vcpu, action === 'continue' ? 'go on' : 'again')) this.#stepOver(state);
@@ -371,30 +433,42 @@ export class KvmMachine implements Machine, VcpuOwner {
     }
   }
 
-  /** Writes what is armed on a vCPU where the agent takes it from. */
-  #applyDebug({ vcpu, debug }: VcpuState): void {
-    if (!vcpu.thread) return;
-    vcpu.thread.changed = true;
-    const { slot } = vcpu.thread;
-    putDebugRequest(slot.bytes, debug, this.#msrs.active);
+  #applyDebug({ vcpu }: VcpuState): void {
+    if (vcpu.thread) vcpu.thread.changed = true;
+  }
+
+  prepareEntry({ index, thread }: KvmVcpu): void {
+    const { slot } = thread!;
+    putDebugRequest(slot.bytes, this.#states[index]!.debug, this.#msrs.active);
     this.#msrs.put(slot, this.#vmFd, this.#states.length === 1);
   }
 
   arm(trap: Trap): Awaitable<void> {
-    switch (trap.kind) {
-      case 'singlestep':
-        return this.#setDebug(trap.vcpu, 'singlestep', true);
-      case 'breakpoint':
-        requireCapability(this.capabilities, 'breakpoint');
-        return this.#setDebug(trap.vcpu, 'software', true);
-      case 'msr':
-        requireCapability(this.capabilities, 'msr');
-        return this.#armMsr(this.#stateOf(trap.vcpu), trap.msr);
-      case 'page':
-        return this.#pages.arm(trap);
-      default:
-        requireCapability(this.capabilities, trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind);
-    }
+    return then(this.#knowConfinement(), () => {
+      switch (trap.kind) {
+        case 'singlestep':
+          requireCapability(this.capabilities, 'singlestep');
+          return this.#setDebug(trap.vcpu, 'singlestep', true);
+        case 'breakpoint':
+          requireCapability(this.capabilities, 'breakpoint');
+          return this.#setDebug(trap.vcpu, 'software', true);
+        case 'msr':
+          requireCapability(this.capabilities, 'msr');
+          return this.#armMsr(this.#stateOf(trap.vcpu), trap.msr);
+        case 'page':
+          if (!(trap.access & ACCESS.write)) requireCapability(this.capabilities, 'page-write');
+          return this.#pages.arm(trap);
+        default:
+          requireCapability(this.capabilities, trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind);
+      }
+    });
+  }
+
+  /** Filters can only be read from a stopped thread: a VMM that has some is looked at before the first trap. */
+  #knowConfinement(): Awaitable<void> {
+    const { vcpu } = this.#states[0] ?? {};
+    if (!vcpu || vcpu.thread || this.#unsafe || !this.vmm.filtered) return;
+    return vcpu.whenHeld(() => undefined);
   }
 
   disarm(trap: Trap): Awaitable<void> {
@@ -421,18 +495,13 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#changeArmed(state, on ? 1 : -1);
   }
 
-  /**
-   * Stops a vCPU before it executes at these linear addresses (up to four), reported as a `breakpoint` of length 0.
-   * Nothing in the guest's memory is changed.
-   */
-  setHardwareBreakpoints(vcpu: KvmVcpu, addresses: readonly bigint[]): void {
-    if (addresses.length > HARDWARE_BREAKPOINTS) {
-      throw new KvmiError('E_NO_MEMORY', `a vCPU has ${HARDWARE_BREAKPOINTS} hardware breakpoints`);
+  /** Every vCPU stops at these linear addresses, which are one more or one less than before. */
+  #applyBreakpoints(addresses: readonly bigint[]): void {
+    for (const state of this.#states) {
+      const was = state.debug.hardware.length > 0;
+      state.debug.hardware = addresses;
+      this.#changeArmed(state, Number(addresses.length > 0) - Number(was));
     }
-    const state = this.#stateOf(vcpu);
-    const was = state.debug.hardware.length > 0;
-    state.debug.hardware = [...addresses];
-    this.#changeArmed(state, Number(addresses.length > 0) - Number(was));
   }
 
   #changeArmed(state: VcpuState, by: number): void {
@@ -512,10 +581,12 @@ export class KvmMachine implements Machine, VcpuOwner {
       state.vcpu.armedTraps = 0;
       state.vcpu.requested = false;
     }
+    this.hardwareBreakpoints.clear();
     this.#pages.close();
     try {
       if (this.#msrs.active) this.#clearMsrs(threads);
       for (const thread of threads) this.#letGo(thread, thread === threads.at(-1));
+      for (const { joining } of this.#states) joining?.release();
     } catch {
       // The VMM is going: what is left of it needs nothing restored.
     }
@@ -545,7 +616,14 @@ export class KvmMachine implements Machine, VcpuOwner {
 
 const UNSAFE_MSR =
   'with several vCPUs a trapped MSR can harm the VMM for some milliseconds when this process is killed; allow it with the option unsafe';
+const CONFINED =
+  'a seccomp filter of the VMM forbids what has to be done in it when this process is killed: the VMM would be killed, too; allow it with the option unsafe';
+const UNSAFE_WHEN_CONFINED = {
+  singlestep: CONFINED,
+  breakpoint: CONFINED,
+  msr: CONFINED,
+  'page-write': CONFINED,
+};
 const INT3_LENGTH = 1;
-const HARDWARE_BREAKPOINTS = 4;
 /** All-ones on the wire. */
 const NO_GPA = 2 ** 64;

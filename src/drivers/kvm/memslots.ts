@@ -1,4 +1,4 @@
-import { KVM_MEM_READONLY } from '../../abi/kvm.ts';
+import { KVM_MEM } from '../../abi/kvm.ts';
 import { KvmiError } from '../../error.ts';
 import { kernelLayout, type Layout } from './btf.ts';
 import { KernelMemory } from './kernel-memory.ts';
@@ -31,6 +31,8 @@ const NAMES = [
   'kvm_memory_slot.id',
   'kvm_vcpu.kvm',
   'kvm_vcpu.pid',
+  'kvm_vcpu.arch',
+  'kvm_vcpu_arch.complete_userspace_io',
   'pid.numbers',
 ] as const;
 
@@ -51,8 +53,14 @@ export class KernelView {
 
   /** @throws KvmiError with code E_NO_BTF or E_NO_BPF. */
   constructor() {
-    this.#layout = kernelLayout(NAMES);
+    // The rights first: they are found out at once.
     this.#memory = new KernelMemory();
+    try {
+      this.#layout = kernelLayout(NAMES);
+    } catch (error) {
+      this.#memory.close();
+      throw error;
+    }
   }
 
   #at(name: (typeof NAMES)[number]): bigint {
@@ -71,6 +79,12 @@ export class KernelView {
     const pid = this.#memory.pointer(vcpu + this.#at('kvm_vcpu.pid'));
     if (pid === 0n) return { vm, tid: undefined };
     return { vm, tid: this.#memory.read(pid + this.#at('pid.numbers'), 4).readInt32LE(0) };
+  }
+
+  /** Whether the next KVM_RUN of a vCPU has an exit to complete before its state is that between two instructions. */
+  exitPending(vcpuFd: number): boolean {
+    const arch = this.#privateData(vcpuFd) + this.#at('kvm_vcpu.arch');
+    return this.#memory.pointer(arch + this.#at('kvm_vcpu_arch.complete_userspace_io')) !== 0n;
   }
 
   /** What `private_data` of an open file is. */
@@ -127,7 +141,7 @@ export class KernelView {
       gpa: Number(word('kvm_memory_slot.base_gfn') << PAGE_SHIFT),
       size: Number(word('kvm_memory_slot.npages') << PAGE_SHIFT),
       hva: Number(word('kvm_memory_slot.userspace_addr')),
-      readonly: (flags & KVM_MEM_READONLY) !== 0,
+      readonly: (flags & KVM_MEM.READONLY) !== 0,
     };
   }
 

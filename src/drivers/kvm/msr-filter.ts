@@ -54,6 +54,12 @@ export class MsrFilter {
    * the filter on only while it runs the guest.
    */
   put(slot: Slot, vmFd: number, alone: boolean): void {
+    this.#putTables(slot);
+    putU32(slot.bytes, SLOT.vmFd, this.active ? vmFd : -1);
+    putU32(slot.bytes, SLOT.switchFd, this.active && alone ? vmFd : -1);
+  }
+
+  #putTables(slot: Slot): void {
     const bitmap = BigInt(slot.address + SLOT.filterBitmap);
     const msrs = [...this.#counts.keys()];
     const ranges = Array.from({ length: MAX_RANGES }, (_, i) => {
@@ -62,13 +68,14 @@ export class MsrFilter {
     });
     kvmMsrFilter.write(slot.bytes, SLOT.filterOn, { flags: 0, ranges });
     kvmMsrFilter.write(slot.bytes, SLOT.filterOff, { flags: 0, ranges: ranges.map(() => NO_RANGE) });
-    putU32(slot.bytes, SLOT.vmFd, this.active ? vmFd : -1);
-    putU32(slot.bytes, SLOT.switchFd, this.active && alone ? vmFd : -1);
   }
 
-  /** Sets the filter of the VM by way of a held thread that `put` was called for. */
+  /** Sets the filter of the VM by way of a held thread. */
   apply(thread: VcpuThread, vmFd: number): void {
     const { slot } = thread;
+    this.#putTables(slot);
+    // Until it is known to be off: an agent that is left alone meanwhile takes it off.
+    putU32(slot.bytes, SLOT.vmFd, vmFd);
     kvmEnableCap.write(slot.argument, 0, {
       cap: KVM_CAP.X86_USER_SPACE_MSR,
       flags: 0,
@@ -81,5 +88,6 @@ export class MsrFilter {
     const results = thread.call(this.active ? [enable, set] : [set, enable]);
     const failed = results.find((result) => result < 0n);
     if (failed !== undefined) throw new SystemError('setting the MSR filter of the VM', Number(-failed));
+    if (!this.active) putU32(slot.bytes, SLOT.vmFd, -1);
   }
 }

@@ -1,4 +1,4 @@
-import { getS32, getS64, getU64, getU64Number, putU64 } from '../../abi/bytes.ts';
+import { getS32, getS64, getU64, getU64Number, putU32, putU64 } from '../../abi/bytes.ts';
 import {
   PTRACE,
   PTRACE_EVENT,
@@ -21,6 +21,8 @@ const SYSCALL_STOP = 0x80;
 /** Size of the signal mask that the kernel has. */
 const SIGSET_SIZE = 8;
 const SYSCALL_INSTRUCTION_SIZE = 2n;
+const SIGINFO_SIZE = 128;
+const PEEKSIGINFO_SHARED = 1;
 
 /** Why a traced thread stopped. */
 export type StopEvent =
@@ -37,6 +39,7 @@ export type StopEvent =
 
 const GONE: StopEvent = { kind: 'gone' };
 const INTERRUPT: StopEvent = { kind: 'interrupt' };
+const GROUP_STOP: StopEvent = { kind: 'group-stop' };
 const SYSCALL: StopEvent = { kind: 'syscall' };
 
 const statusBytes = new Uint8Array(4);
@@ -77,7 +80,13 @@ export class Tracee {
   /** The registers as of the last `getRegisters`. */
   readonly regs = new Uint8Array(USER_REGS_SIZE);
   stopped = false;
+  /** An interrupt was asked for and has not been reported. */
   #interrupted = false;
+  /** Another stop came first. It has taken the interrupt with it (ptrace_stop does), which is asked for again. */
+  #owed = false;
+  #uninterrupted = false;
+  /** It is where SIGSTOP has stopped its process. */
+  #groupStopped = false;
 
   private constructor(tid: number) {
     this.tid = tid;
@@ -102,9 +111,14 @@ export class Tracee {
     this.#interrupted = libc().ptrace(PTRACE.INTERRUPT, this.tid, 0, 0) === 0;
   }
 
-  /** Whether an interrupt was asked for that has not been reported. */
-  get interrupting(): boolean {
-    return this.#interrupted;
+  /** Runs something during which interrupts are of no interest: one that is asked for comes afterwards. */
+  uninterrupted<T>(run: () => T): T {
+    this.#uninterrupted = true;
+    try {
+      return run();
+    } finally {
+      this.#uninterrupted = false;
+    }
   }
 
   /** The next stop, if there is one already. */
@@ -146,10 +160,16 @@ export class Tracee {
     if ((status & 0xff) !== 0x7f) return GONE;
     this.stopped = true;
     const signal = (status >> 8) & 0xff;
-    switch (status >> 16) {
+    const kind = status >> 16;
+    const isStop = kind === PTRACE_EVENT.STOP;
+    this.#groupStopped = isStop && signal !== SIGNAL.SIGTRAP;
+    const asked = this.#interrupted || this.#owed;
+    this.#interrupted = false;
+    // Resumed, a thread of a stopped process runs: it is to stop again at once.
+    this.#owed = this.#groupStopped || (asked && (!isStop || this.#uninterrupted));
+    switch (kind) {
       case PTRACE_EVENT.STOP:
-        this.#interrupted = false;
-        return signal === SIGNAL.SIGTRAP ? INTERRUPT : { kind: 'group-stop' };
+        return this.#groupStopped ? GROUP_STOP : INTERRUPT;
       case PTRACE_EVENT.CLONE:
         return { kind: 'clone', tid: this.#eventMessage() };
       case PTRACE_EVENT.EXEC:
@@ -176,17 +196,35 @@ export class Tracee {
     this.#resume(PTRACE.SYSCALL, signal);
   }
 
-  /** Lets a thread in a group-stop stay stopped as its VMM expects, until SIGCONT. */
+  /** Lets a thread of a stopped process stay stopped, until SIGCONT. */
   listen(): void {
-    this.#resume(PTRACE.LISTEN, 0);
+    if (this.#groupStopped) this.#resume(PTRACE.LISTEN, 0);
+    else this.cont();
   }
 
   detach(signal = 0): void {
     this.#resume(PTRACE.DETACH, signal);
   }
 
+  /** Detaches from a thread that runs, as soon as it has stopped for it. */
+  release(): void {
+    for (;;) {
+      if (!this.stopped) this.interrupt();
+      const event = this.wait();
+      if (event.kind === 'gone') return;
+      if (event.kind === 'interrupt' || event.kind === 'group-stop') break;
+      this.cont(event.kind === 'signal' ? event.signal : 0);
+    }
+    this.detach();
+  }
+
   #resume(request: number, signal: number): void {
     this.stopped = false;
+    if (this.#owed && !this.#uninterrupted && (request === PTRACE.CONT || request === PTRACE.SYSCALL)) {
+      this.#owed = false;
+      // Before it is resumed, so that it gets nowhere.
+      this.interrupt();
+    }
     if (libc().ptrace(request, this.tid, 0, signal) < 0 && libc().errno() !== ESRCH) {
       throw new SystemError(`ptrace(${request}) of thread ${this.tid}`, libc().errno());
     }
@@ -211,6 +249,19 @@ export class Tracee {
     check(libc().ptraceBytes(PTRACE.SETSIGMASK, this.tid, SIGSET_SIZE, mask), 'PTRACE_SETSIGMASK');
   }
 
+  /** Whether a signal waits for this thread, or for its process. */
+  hasPendingSignal(): boolean {
+    const peek = new Uint8Array(16);
+    const info = new Uint8Array(SIGINFO_SIZE);
+    const address = libc().addressOf(peek);
+    for (const flags of [0, PEEKSIGINFO_SHARED]) {
+      putU32(peek, 8, flags);
+      putU32(peek, 12, 1);
+      if (libc().ptraceBytes(PTRACE.PEEKSIGINFO, this.tid, address, info) > 0) return true;
+    }
+    return false;
+  }
+
   /**
    * Carries out one system call in this thread, which stays as it was otherwise. `instruction` is the address of
    * any `syscall` instruction in it.
@@ -218,6 +269,10 @@ export class Tracee {
    * @returns what the call returns: a negative error number when it fails.
    */
   inject(instruction: bigint, nr: number, ...args: readonly Word[]): bigint {
+    return this.uninterrupted(() => this.#inject(instruction, nr, args));
+  }
+
+  #inject(instruction: bigint, nr: number, args: readonly Word[]): bigint {
     const saved = Uint8Array.from(this.getRegisters());
     const mask = this.getSignalMask();
     this.setSignalMask(ALL_BUT_SIGTRAP);
@@ -242,7 +297,7 @@ export class Tracee {
     do {
       this.contToSyscall();
       event = this.wait();
-    } while (event.kind === 'interrupt');
+    } while (event.kind === 'interrupt' || event.kind === 'group-stop');
     if (event.kind !== 'syscall') {
       throw new KvmiError('E_TRACE', `thread ${this.tid}: ${event.kind} during an injected system call`);
     }

@@ -11,7 +11,6 @@ const EINTR = -4n;
 const ENOSYS = -38n;
 const SYSCALL_SIZE = 2n;
 const SYSCALL_ENTRY = 1;
-const PEEKSIGINFO_SHARED = 1;
 const DETACH_TIMEOUT_MS = 2000;
 
 /**
@@ -34,11 +33,30 @@ export interface ThreadOwner {
   readonly armed: boolean;
   /** Somebody wants the vCPU outside the guest. */
   readonly wanted: boolean;
+  /** KVM_RUN has to be called again before the state is that between two instructions. */
+  readonly exitPending: boolean;
   /** The thread is held; it goes on after `release`. */
   held(reason: HoldReason): void;
   /** The thread has left the guest, for whatever reason. */
   left(): void;
+  /**
+   * Writes what is armed into the slot. Called only before the agent arms it: until then it is what KVM has, by which
+   * the agent tells its own exits from those of the VMM.
+   */
+  prepareEntry(): void;
   gone(): void;
+}
+
+/** A stopped thread of a VMM, and what it shares with its tracer. */
+export interface TracedThread {
+  readonly tracee: Tracee;
+  readonly slot: Slot;
+  readonly page: RunPage;
+  /** The VMM. */
+  readonly pid: number;
+  /** The vCPU's descriptor in the VMM. */
+  readonly fd: number;
+  readonly confined: boolean;
 }
 
 /**
@@ -63,22 +81,23 @@ export class VcpuThread {
   msrsRead = false;
   /** What is armed has changed since the agent armed it. */
   changed = true;
+  /** The agent must not be left alone in it: see {@link isConfined}. */
+  readonly confined: boolean;
   /** The stop was taken where the VMM waits in a system call of its own. */
   parked = false;
   #posted = 0;
   #kicked = false;
   #vmmImmediateExit = 0;
   #reason: HoldReason = 'request';
-  /** A signal that was about to be delivered when the thread was stopped for good. */
-  #signalOnLeaving = 0;
   readonly #owner: ThreadOwner;
 
-  constructor(owner: ThreadOwner, tracee: Tracee, slot: Slot, page: RunPage, pid: number, fd: number) {
+  constructor(owner: ThreadOwner, { tracee, slot, page, pid, fd, confined }: TracedThread) {
     this.#owner = owner;
     this.tracee = tracee;
     this.slot = slot;
     this.page = page;
     this.fd = fd;
+    this.confined = confined;
     putU32(slot.bytes, SLOT.vcpuFd, fd);
     putU32(slot.bytes, SLOT.tid, tracee.tid);
     putU32(slot.bytes, SLOT.pid, pid);
@@ -100,7 +119,7 @@ export class VcpuThread {
         this.#owner.gone();
         return;
       case 'group-stop':
-        this.tracee.listen();
+        this.#groupStopped();
         return;
       case 'signal':
         this.#signal(event.signal);
@@ -140,7 +159,7 @@ export class VcpuThread {
     if (result === 0n && this.#isOurs(this.page.exitReason)) {
       this.msrsRead = true;
       this.#hold('exit');
-    } else if (result === EINTR && this.#kicked && !this.#signalPending()) {
+    } else if (result === EINTR && this.#kicked && !this.tracee.hasPendingSignal()) {
       this.#hold('request');
     } else {
       this.#leaveToVmm(result);
@@ -181,7 +200,7 @@ export class VcpuThread {
     }
     const regs = this.tracee.getRegisters();
     const result = getS64(regs, USER_REGS.rax);
-    if (this.#isRun(regs) && result === EINTR && !this.#signalPending()) {
+    if (this.#isRun(regs) && result === EINTR && !this.tracee.hasPendingSignal()) {
       this.#saveForRerun(regs);
       this.#hold('request');
       return;
@@ -239,19 +258,6 @@ export class VcpuThread {
     );
   }
 
-  /** Whether a signal waits for the thread that the VMM will want to have interrupted KVM_RUN. */
-  #signalPending(): boolean {
-    const peek = new Uint8Array(16);
-    const info = new Uint8Array(128);
-    const address = libc().addressOf(peek);
-    for (const flags of [0, PEEKSIGINFO_SHARED]) {
-      putU32(peek, 8, flags);
-      putU32(peek, 12, 1);
-      if (libc().ptraceBytes(PTRACE.PEEKSIGINFO, this.tracee.tid, address, info) > 0) return true;
-    }
-    return false;
-  }
-
   /** Keeps the registers such that the VMM's KVM_RUN is made again, as if it had not been interrupted. */
   #saveForRerun(regs: Uint8Array): void {
     const saved = Uint8Array.from(regs);
@@ -263,22 +269,33 @@ export class VcpuThread {
 
   /** Holds a thread that waits in a system call of the VMM: a vCPU that the VMM has paused. */
   park(): void {
-    if (this.phase !== 'catching' || this.tracee.stopped) return;
-    this.tracee.interrupt();
-    const event = this.tracee.wait();
-    if (event.kind !== 'interrupt') {
-      this.stopped(event);
+    while (this.phase === 'catching' && !this.tracee.stopped) {
+      this.tracee.interrupt();
+      const event = this.tracee.wait();
+      if (event.kind !== 'interrupt') {
+        this.stopped(event);
+        continue;
+      }
+      const regs = this.tracee.getRegisters();
+      if (getS64(regs, USER_REGS.orig_rax) < 0n || this.#isRun(regs) || !this.#parkAt(regs)) this.#catch();
       return;
     }
-    const regs = this.tracee.getRegisters();
-    const waiting = getS64(regs, USER_REGS.orig_rax) >= 0n && !this.#isRun(regs);
-    if (!waiting || pendingForVmm(this.page.exitReason)) {
-      this.#catch();
-      return;
-    }
+  }
+
+  /** Holds the thread outside KVM_RUN; false when the vCPU is not between two instructions. */
+  #parkAt(regs: Uint8Array): boolean {
+    if (this.#owner.exitPending) return false;
     this.slot.save(withRestart(regs), this.tracee.getSignalMask());
     this.parked = true;
     this.#hold('request');
+    return true;
+  }
+
+  /** SIGSTOP has stopped the VMM: what is wanted is done, and the thread stays stopped. */
+  #groupStopped(): void {
+    this.#owner.left();
+    const served = this.#owner.wanted && this.phase !== 'agent' && this.#parkAt(this.tracee.getRegisters());
+    if (!served) this.tracee.listen();
   }
 
   /** Carries out system calls in the held thread. */
@@ -287,6 +304,7 @@ export class VcpuThread {
     this.#posted = getU32(this.slot.bytes, SLOT.posted);
     this.#inAgent = true;
     this.#masked = true;
+    if (this.confined) this.#leaveAgent(this.slot.saved);
     return results;
   }
 
@@ -322,7 +340,8 @@ export class VcpuThread {
       if (performance.now() > deadline) return false;
       if (!this.tracee.stopped) this.tracee.interrupt();
       const event = this.tracee.wait();
-      this.stopped(event);
+      if (event.kind === 'group-stop' && this.phase === 'agent') this.#interrupted();
+      else this.stopped(event);
     }
     return done();
   }
@@ -333,24 +352,38 @@ export class VcpuThread {
       if (this.phase === 'held') this.release();
       return this.phase === 'free' || this.phase === 'catching';
     };
-    if (!this.#pumpUntil(home)) return false;
-    this.tracee.interrupt();
-    const event = this.tracee.wait();
-    if (event.kind === 'gone') return false;
-    this.#signalOnLeaving = event.kind === 'signal' ? event.signal : 0;
+    return this.tracee.uninterrupted(() => this.#pumpUntil(home) && this.#standStill());
+  }
+
+  /** Stops the thread in the VMM's own code, where it can be left alone. */
+  #standStill(): boolean {
+    const deadline = performance.now() + DETACH_TIMEOUT_MS;
+    while (performance.now() < deadline) {
+      this.tracee.interrupt();
+      const event = this.tracee.wait();
+      if (event.kind === 'gone') return false;
+      if (event.kind === 'group-stop') return true;
+      if (event.kind === 'interrupt') {
+        this.#hideInterruption();
+        return true;
+      }
+      this.tracee.cont(event.kind === 'signal' ? event.signal : 0);
+    }
+    return false;
+  }
+
+  #hideInterruption(): void {
     const regs = this.tracee.getRegisters();
     const interrupted = this.#isRun(regs) && getS64(regs, USER_REGS.rax) === EINTR;
-    if (event.kind === 'interrupt' && interrupted && !this.#signalPending()) {
-      this.#saveForRerun(regs);
-      this.tracee.setRegisters(this.slot.saved);
-    }
-    this.page.publish = false;
-    return true;
+    if (!interrupted || this.tracee.hasPendingSignal()) return;
+    this.#saveForRerun(regs);
+    this.tracee.setRegisters(this.slot.saved);
   }
 
   /** Detaches from the stopped thread, which goes on as if it had never been traced. */
   letGo(): void {
-    this.tracee.detach(this.#signalOnLeaving);
+    this.page.publish = false;
+    this.tracee.detach();
     this.page.close();
     this.phase = 'gone';
   }
@@ -365,16 +398,21 @@ export class VcpuThread {
   }
 
   #restore(regs: Uint8Array): void {
+    this.#leaveAgent(regs);
+    this.parked = false;
+  }
+
+  #leaveAgent(regs: Uint8Array): void {
     this.tracee.setRegisters(regs);
     this.tracee.setSignalMask(this.slot.savedMask);
     this.#inAgent = false;
     this.#masked = false;
-    this.parked = false;
   }
 
   #enterAgent(): void {
     this.phase = 'agent';
     this.page.publish = true;
+    if (this.changed || !this.#inAgent) this.#owner.prepareEntry();
     if (this.#inAgent) {
       const asBefore = this.#reason === 'exit' && !this.changed;
       putU32(this.slot.bytes, SLOT.command, asBefore ? COMMAND.again : COMMAND.run);
@@ -388,11 +426,6 @@ export class VcpuThread {
     this.changed = false;
     this.tracee.cont();
   }
-}
-
-/** Exits whose handling the VMM has to complete before the state is that of the guest between instructions. */
-function pendingForVmm(exitReason: number): boolean {
-  return exitReason === KVM_EXIT.IO || exitReason === KVM_EXIT.MMIO;
 }
 
 function debugOff(thread: VcpuThread): Call {

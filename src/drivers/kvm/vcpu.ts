@@ -39,6 +39,12 @@ export interface VcpuOwner {
   gone(vcpu: KvmVcpu): void;
   /** Nobody knows its thread yet. */
   search(vcpu: KvmVcpu): void;
+  /** Runs something that traces; a failure ends the machine. */
+  guarded(run: () => void): void;
+  /** Whether KVM has an exit of it to complete. */
+  exitPending(vcpu: KvmVcpu): boolean;
+  /** Writes what is armed on it where its agent takes it from. */
+  prepareEntry(vcpu: KvmVcpu): void;
 }
 
 /** A vCPU of a VM on stock KVM. */
@@ -73,10 +79,15 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
       thread.slot.bytes.subarray(SLOT.msrs),
       AGENT_MSRS.map(([, index]) => index),
     );
+    this.#parkLater();
   }
 
   get armed(): boolean {
     return this.armedTraps > 0;
+  }
+
+  get exitPending(): boolean {
+    return this.#owner.exitPending(this);
   }
 
   get wanted(): boolean {
@@ -131,7 +142,7 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
     this.#park = setTimeout(() => {
       this.#park = undefined;
       if (!this.wanted || !this.thread) return;
-      this.thread.park();
+      this.#owner.guarded(() => this.thread?.park());
       this.#parkLater();
     }, PARK_AFTER_MS);
   }
@@ -140,6 +151,10 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
     clearTimeout(this.#park);
     this.#park = undefined;
     this.#owner.held(this, reason);
+  }
+
+  prepareEntry(): void {
+    this.#owner.prepareEntry(this);
   }
 
   left(): void {

@@ -1,10 +1,11 @@
-import { PTRACE_O, SYS } from '../../abi/linux.ts';
+import { PTRACE_O, SECCOMP, SYS } from '../../abi/linux.ts';
 import { messageOf } from '../../error.ts';
 import { Agent } from './agent.ts';
 import { libc, SystemError, takeDescriptor } from './libc.ts';
 import { KernelView } from './memslots.ts';
 import { kvmDescriptors, readText, statusNumber, userThreads } from './proc.ts';
 import { ProcessMemory } from './process-memory.ts';
+import { RunSearch } from './run-search.ts';
 import { findSyscallSite, type SyscallSite } from './syscall-site.ts';
 import { Tracee } from './tracee.ts';
 import type { VmFile } from './vm-file.ts';
@@ -12,7 +13,6 @@ import type { VmFile } from './vm-file.ts';
 const PAGE_SIZE = 4096;
 const READ_WRITE = 3;
 const SHARED = 1;
-const SECCOMP_MODE_FILTER = 2;
 
 let kernelView: KernelView | string | undefined;
 
@@ -33,6 +33,7 @@ export class Vmm {
   readonly pid: number;
   readonly file: VmFile;
   readonly memory: ProcessMemory;
+  readonly #search = new RunSearch();
   #site: SyscallSite | undefined;
   agent: Agent | undefined;
 
@@ -94,7 +95,20 @@ export class Vmm {
       const tid = this.#withVcpu(vcpuFd, (held) => view.vcpu(held).tid);
       if (tid !== undefined && threads.includes(tid)) return tid;
     }
-    return threads.find((tid) => inRun(this.pid, tid, vcpuFd));
+    const waiting = threads.find((tid) => inRun(this.pid, tid, vcpuFd));
+    if (waiting !== undefined || typeof view !== 'string') return waiting;
+    return this.#search.find(this.pid, threads, vcpuFd);
+  }
+
+  /** Whether a vCPU has an exit to complete; undefined when it cannot be told. */
+  exitPending(vcpuFd: number): boolean | undefined {
+    const view = kernel();
+    return typeof view === 'string' ? undefined : this.#withVcpu(vcpuFd, (held) => view.exitPending(held));
+  }
+
+  /** Whether it has put seccomp filters on any of its threads. */
+  get filtered(): boolean {
+    return userThreads(this.pid).some((tid) => statusNumber(tid, 'Seccomp') === SECCOMP.MODE_FILTER);
   }
 
   hasThread(tid: number): boolean {
@@ -111,7 +125,7 @@ export class Vmm {
    * lifted for the thread while it is traced; the filter of `kvmi run` is not.
    */
   trace(tid: number): Tracee {
-    const filtered = this.liftFilters && statusNumber(tid, 'Seccomp') === SECCOMP_MODE_FILTER;
+    const filtered = this.liftFilters && statusNumber(tid, 'Seccomp') === SECCOMP.MODE_FILTER;
     const tracee = Tracee.seize(tid, PTRACE_O.SYSGOOD | (filtered ? PTRACE_O.SUSPEND_SECCOMP : 0));
     tracee.interrupt();
     return tracee;

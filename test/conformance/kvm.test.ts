@@ -1,0 +1,5 @@
+import { kvmSubject } from './kvm-subject.ts';
+import { conformance } from './suite.ts';
+
+conformance(kvmSubject(1));
+conformance(kvmSubject(2));
