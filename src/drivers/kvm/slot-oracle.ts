@@ -13,10 +13,11 @@ import { type Backing, backingsAt, type Range } from './slot-candidates.ts';
  * - Else, when the address in the guest overlaps another slot: EEXIST.
  * - Else the slot is moved, or made.
  *
- * So every guess about a slot is made at an address that is occupied by another one: by a slot of our own, the marker,
- * which is made and deleted within the same uninterrupted series of calls; or by the slot whose first page it is.
+ * So every guess about a slot is made at an address that another one occupies: one that has been found; before that a
+ * slot of our own, the marker, which is made and deleted within one series of calls; or, to find out which slot starts
+ * with an occupied page, that page.
  *
- * No vCPU may be in the guest and no thread of the VMM may run meanwhile.
+ * No vCPU may be in the guest and no thread of the VMM may run meanwhile. A series that was begun has to be completed.
  */
 
 /** One question to the kernel. */
