@@ -14,6 +14,8 @@ const KILLS = 8;
 const LATEST_KILL_MS = 50;
 /** Enough for a trap that is still armed to be met many times. */
 const ROUNDS = 1000;
+/** A byte of actions.S that is never executed. */
+const UNUSED = 0x1003f;
 
 function tasks(pid: number): number[] {
   return readdirSync(`/proc/${pid}/task`).map(Number);
@@ -118,6 +120,26 @@ describe('a tracer is killed with something armed', { skip: missing('gcc', 'objc
       await vm.stop();
     });
   }
+
+  it('the guard takes int3 out of guest memory', { timeout: 120_000 }, async () => {
+    const vm = await MicroVm.start({ vcpus: 2 });
+    const machine = attachKvm({ pid: vm.pid });
+    const guest = new Counting(machine, vm.pid, 0x20010);
+    const byte = (): number => {
+      const bytes = new Uint8Array(1);
+      machine.memory.read(UNUSED, bytes);
+      return bytes[0]!;
+    };
+    machine.memory.write(UNUSED, Uint8Array.of(0x5a));
+    const tracer = start(process.execPath, [ARMED_MAIN, String(vm.pid), 'actions', 'int3']);
+    await tracer.printed('armed');
+    assert.equal(byte(), 0xcc);
+    tracer.process.kill('SIGKILL');
+    await until(() => byte() === 0x5a, 'the byte is back');
+    await guest.isDisarmed();
+    await machine.close();
+    await vm.stop();
+  });
 
   it('with several vCPUs the guard removes the MSR filter', { timeout: 120_000 }, async () => {
     const vm = await MicroVm.start({ vcpus: 2 });

@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { KvmiError } from '../../error.ts';
+import type { Journal } from './journal.ts';
 
 const MAIN = fileURLToPath(new URL('./guard-main.js', import.meta.url));
 const START_TIMEOUT_MS = 10_000;
@@ -14,10 +15,10 @@ export class Guard {
   }
 
   /** Starts it; it is ready when the promise resolves. */
-  static start(pid: number, vmFd: number): Promise<Guard> {
+  static start(pid: number, vmFd: number, journal: Journal): Promise<Guard> {
     const child = spawn(process.execPath, [MAIN, String(process.pid), String(pid), String(vmFd)], {
       detached: true,
-      stdio: ['ignore', 'pipe', 'ignore'],
+      stdio: ['ignore', 'pipe', 'ignore', journal.fd],
     });
     child.unref();
     return new Promise((resolve, reject) => {

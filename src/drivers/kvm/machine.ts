@@ -22,6 +22,7 @@ import { DebugRegisters } from './debug-registers.ts';
 import { Guard } from './guard.ts';
 import { type DebugRequest, DR6, putDebugRequest } from './guest-debug.ts';
 import { nameOf, uuidOf } from './identity.ts';
+import { Journal } from './journal.ts';
 import { check, libc } from './libc.ts';
 import { Linger } from './linger.ts';
 import { VmmMemory } from './memory.ts';
@@ -77,6 +78,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   readonly #pages: PageTraps;
   #handler: MachineHandler | undefined;
   #guard: Promise<Guard> | undefined;
+  #journal: Journal | undefined;
   readonly hardwareBreakpoints: DebugRegisters;
   readonly #linger = new Linger();
   #detaching = false;
@@ -100,7 +102,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.memory = new VmmMemory(
       this.vmm.memory,
       () => options.memslots(file),
-      (hva, size) => this.#pages.beforeWrite(hva, size),
+      (hva, bytes) => this.#beforeWrite(hva, bytes),
     );
     this.#msrs = new MsrFilter();
     this.hardwareBreakpoints = new DebugRegisters((addresses) => {
@@ -109,6 +111,16 @@ export class KvmMachine implements Machine, VcpuOwner {
     });
     this.#pages = new PageTraps(this.vmm, this.memory, () => this.vcpus);
     this.#discover();
+  }
+
+  /** What is written to guest memory may be a breakpoint, and may be on a page that is trapped. */
+  #beforeWrite(hva: number, bytes: Uint8Array): () => void {
+    const journalled = this.#guard && this.#journal?.beforeWrite(hva, bytes, this.vmm.memory);
+    const opened = this.#pages.beforeWrite(hva, bytes.length);
+    return () => {
+      opened?.();
+      journalled?.();
+    };
   }
 
   /** With several vCPUs the MSR filter cannot be off whenever one of them is in its VMM. */
@@ -192,6 +204,8 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#detaching = false;
     void this.#guard?.then((guard) => guard.stop());
     this.#guard = undefined;
+    this.#journal?.close();
+    this.#journal = undefined;
   }
 
   /** Handles what traced threads have to tell. */
@@ -451,7 +465,7 @@ export class KvmMachine implements Machine, VcpuOwner {
           return this.#setDebug(trap.vcpu, 'singlestep', true);
         case 'breakpoint':
           requireCapability(this.capabilities, 'breakpoint');
-          return this.#setDebug(trap.vcpu, 'software', true);
+          return then(this.#guarded(), () => this.#setDebug(trap.vcpu, 'software', true));
         case 'msr':
           requireCapability(this.capabilities, 'msr');
           return this.#armMsr(this.#stateOf(trap.vcpu), trap.msr);
@@ -515,16 +529,24 @@ export class KvmMachine implements Machine, VcpuOwner {
     const fresh = this.#msrs.add(msr);
     state.msrs.add(msr);
     if (!fresh) return;
-    this.#guard ??= Guard.start(this.vmm.pid, this.#vmFd);
-    return this.#guard.then(
+    return this.#guarded().then(
       () => this.#setFilter(state),
       (error) => {
-        this.#guard = undefined;
         this.#msrs.remove(msr);
         state.msrs.delete(msr);
         throw error;
       },
     );
+  }
+
+  /** Starts the process that cleans up after this one. */
+  #guarded(): Promise<Guard> {
+    this.#journal ??= new Journal();
+    this.#guard ??= Guard.start(this.vmm.pid, this.#vmFd, this.#journal).catch((error) => {
+      this.#guard = undefined;
+      throw error;
+    });
+    return this.#guard;
   }
 
   #disarmMsr(state: VcpuState, msr: number): Awaitable<void> {
@@ -540,6 +562,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     const set = () =>
       state.vcpu.whenHeld(() => {
         this.#changeArmed(state, 1);
+        this.#journal!.msrFilter = true;
         this.#msrs.apply(state.vcpu.thread!, this.#vmFd);
       });
     if (traced.length === 0) return set();
@@ -549,6 +572,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   #unsetFilter(state: VcpuState): Awaitable<void> {
     return state.vcpu.whenHeld(() => {
       this.#msrs.apply(state.vcpu.thread!, this.#vmFd);
+      if (!this.#msrs.active) this.#journal!.msrFilter = false;
       for (const each of this.#states) this.#changeArmed(each, -1);
     });
   }
@@ -583,6 +607,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     }
     this.hardwareBreakpoints.clear();
     this.#pages.close();
+    this.#journal?.restore(this.vmm.memory);
     try {
       if (this.#msrs.active) this.#clearMsrs(threads);
       for (const thread of threads) this.#letGo(thread, thread === threads.at(-1));
@@ -596,7 +621,10 @@ export class KvmMachine implements Machine, VcpuOwner {
   #clearMsrs(threads: readonly VcpuThread[]): void {
     this.#msrs.clear();
     const thread = threads[0];
-    if (thread?.holdNow()) this.#msrs.apply(thread, this.#vmFd);
+    if (thread?.holdNow()) {
+      this.#msrs.apply(thread, this.#vmFd);
+      this.#journal!.msrFilter = false;
+    }
     for (const state of this.#states) this.#applyDebug(state);
   }
 
@@ -615,9 +643,9 @@ export class KvmMachine implements Machine, VcpuOwner {
 }
 
 const UNSAFE_MSR =
-  'with several vCPUs a trapped MSR can harm the VMM for some milliseconds when this process is killed; allow it with the option unsafe';
+  'with several vCPUs a trapped MSR can harm the VMM for some milliseconds when this process is killed; allow it with the option unsafe (--unsafe)';
 const CONFINED =
-  'a seccomp filter of the VMM forbids what has to be done in it when this process is killed: the VMM would be killed, too; allow it with the option unsafe';
+  'a seccomp filter of the VMM forbids what has to be done in it when this process is killed: the VMM would be killed, too; allow it with the option unsafe (--unsafe)';
 const UNSAFE_WHEN_CONFINED = {
   singlestep: CONFINED,
   breakpoint: CONFINED,
