@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { getU32 } from '../../src/abi/bytes.ts';
 import { decodeState, getRegister, STATE_SIZE } from '../../src/abi/index.ts';
 import { attachKvm, findKvmMachines, type KvmMachine } from '../../src/drivers/kvm/index.ts';
+import { descriptorTarget } from '../../src/drivers/kvm/proc.ts';
 import type { KvmVcpu } from '../../src/drivers/kvm/vcpu.ts';
 import { ACCESS, type Answer, CONTINUE, type MachineHandler, type Stop } from '../../src/machine/index.ts';
 import { missing, type Qemu, startQemu, temporaryFolder, until } from './kit.ts';
@@ -265,6 +266,12 @@ describe('coming and going', { skip: skip ?? false }, () => {
       assert.equal(handler.failure, undefined);
       await machine.close();
     }
+    const descriptors = readdirSync('/proc/self/fd').map((fd) => descriptorTarget(process.pid, Number(fd)));
+    assert.deepEqual(
+      descriptors.filter((target) => target?.includes('kvm')),
+      [],
+      'no descriptor of the VM is held',
+    );
     const maps = readFileSync(`/proc/${qemu.pid}/maps`, 'latin1');
     assert.doesNotMatch(maps, /memfd/, 'the agent was removed');
     qemu.kill();

@@ -144,10 +144,8 @@ export class KvmMachine implements Machine, VcpuOwner {
       const { addresses } = this.hardwareBreakpoints;
       const debug = { singlestep: false, software: false, hardware: addresses, stepOver: false };
       this.#states.push({ vcpu, debug, msrs: new Set(), joining: undefined, searching: undefined });
-      if (addresses.length > 0) {
-        vcpu.armedTraps++;
-        vcpu.kick();
-      }
+      vcpu.armedTraps = Number(addresses.length > 0) + Number(this.#msrs.active);
+      if (vcpu.armed) vcpu.kick();
       return vcpu;
     });
   }
@@ -179,6 +177,8 @@ export class KvmMachine implements Machine, VcpuOwner {
   #vmmGone(): void {
     const handler = this.#handler;
     this.#forget();
+    // Held, it would keep the guest's memory.
+    this.vmm.file.release();
     handler?.closed();
   }
 
@@ -608,13 +608,10 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.hardwareBreakpoints.clear();
     this.#pages.close();
     this.#journal?.restore(this.vmm.memory);
-    try {
-      if (this.#msrs.active) this.#clearMsrs(threads);
-      for (const thread of threads) this.#letGo(thread, thread === threads.at(-1));
-      for (const { joining } of this.#states) joining?.release();
-    } catch {
-      // The VMM is going: what is left of it needs nothing restored.
-    }
+    const last = threads.at(-1);
+    asFarAsPossible(() => this.#msrs.active && this.#clearMsrs(threads));
+    for (const thread of threads) asFarAsPossible(() => this.#letGo(thread, thread === last));
+    for (const { joining } of this.#states) asFarAsPossible(() => joining?.release());
     this.#forget();
   }
 
@@ -639,6 +636,16 @@ export class KvmMachine implements Machine, VcpuOwner {
   async close(): Promise<void> {
     this.detach();
     this.vmm.close();
+    this.vmm.file.release();
+  }
+}
+
+/** For the steps of leaving: a VMM that is going needs nothing restored, and the other steps are made all the same. */
+function asFarAsPossible(step: () => unknown): void {
+  try {
+    step();
+  } catch {
+    // There is nobody to tell.
   }
 }
 
