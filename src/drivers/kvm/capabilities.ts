@@ -41,3 +41,18 @@ export function kvmCapabilities(flavour: Flavour): Capabilities {
     Support
   >;
 }
+
+/** With several vCPUs the filter of MSRs cannot be off whenever one of them is in its VMM. */
+export const UNSAFE_MSR =
+  'with several vCPUs a trapped MSR can harm the VMM for some milliseconds when this process is killed; allow it with the option unsafe (--unsafe)';
+
+const CONFINED =
+  'a seccomp filter of the VMM forbids what has to be done in it when this process is killed: the VMM would be killed, too; allow it with the option unsafe (--unsafe)';
+
+/** What is not available, unless it is allowed, when a VMM confines the threads of its vCPUs. */
+export const UNSAFE_WHEN_CONFINED: { readonly [N in CapabilityName]?: string } = {
+  singlestep: CONFINED,
+  breakpoint: CONFINED,
+  msr: CONFINED,
+  'page-write': CONFINED,
+};
