@@ -14,6 +14,7 @@ import {
   type Trap,
 } from '../../machine/index.ts';
 import { UNSAFE_MSR, UNSAFE_WHEN_CONFINED } from './capabilities.ts';
+import { DEBUG_REGISTERS } from './debug-registers.ts';
 import { nameOf, uuidOf } from './identity.ts';
 import { check, libc } from './libc.ts';
 import { VmmMemory } from './memory.ts';
@@ -90,9 +91,10 @@ export class KvmMachine implements Machine, VcpuOwner {
     return this.#vcpus.length <= 1 ? this.#capabilities : { ...this.#capabilities, msr: UNSAFE_MSR };
   }
 
-  get hardwareBreakpoints(): HardwareBreakpoints {
-    return this.#traps.hardware;
-  }
+  readonly hardwareBreakpoints: HardwareBreakpoints = {
+    count: DEBUG_REGISTERS,
+    set: (address, hit) => then(this.#knowConfinement(), () => this.#traps.hardware.set(address, hit)),
+  };
 
   get vcpus(): readonly KvmVcpu[] {
     if (!this.#stops.handler) this.#discover();
