@@ -1,3 +1,4 @@
+import { dumpSuite } from './dump.ts';
 import { embeddedSuite } from './embedded.ts';
 import { kvmSuite } from './kvm.ts';
 import { linuxSuite } from './linux.ts';
@@ -5,7 +6,7 @@ import { keeps, type Measurement, type Suite } from './measurement.ts';
 import { memorySuite } from './memory.ts';
 import { qemuSuite } from './qemu.ts';
 
-const SUITES: readonly Suite[] = [memorySuite, embeddedSuite, qemuSuite, linuxSuite, kvmSuite];
+const SUITES: readonly Suite[] = [memorySuite, embeddedSuite, qemuSuite, linuxSuite, dumpSuite, kvmSuite];
 
 function line({ name, value, unit, against }: Measurement): string {
   const digits = value >= 100 ? 0 : value >= 1 ? 1 : 3;

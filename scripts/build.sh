@@ -6,6 +6,6 @@ if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modu
   echo 'kvmi: installing npm packages' >&2
   npm ci --no-audit --no-fund --loglevel=error >&2
 fi
-npx --no-install tsc -p tsconfig.json
+npx --no-install tsc -p tsconfig.json "$@"
 # tsc leaves the stamp alone when nothing changed
 touch dist/.tsbuildinfo

@@ -28,6 +28,7 @@ export const KVM = {
   GET_XSAVE: 0x9000aea4,
   SET_XSAVE: 0x5000aea5,
   GET_XCRS: 0x8188aea6,
+  CLEAR_DIRTY_LOG: 0xc018aec0,
   X86_SET_MSR_FILTER: 0x4188aec6,
 } as const;
 
@@ -75,7 +76,8 @@ export const kvmMemoryRegion = struct('kvm_userspace_memory_region', 32, {
   memory_size: u64,
   userspace_addr: u64,
 });
-export const KVM_MEM_READONLY = 2;
+/** Flags of it; GUEST_MEMFD only with KVM_SET_USER_MEMORY_REGION2. */
+export const KVM_MEM = { LOG_DIRTY_PAGES: 1, READONLY: 2, GUEST_MEMFD: 4 } as const;
 
 /** struct kvm_guest_debug, x86. */
 export const kvmGuestDebug = struct('kvm_guest_debug', 72, {

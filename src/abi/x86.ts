@@ -23,6 +23,12 @@ export const kvmRegs = struct('kvm_regs', 144, {
 });
 export type KvmRegs = Of<typeof kvmRegs>;
 
+/** The general registers in the order of their numbers in instructions (Intel SDM vol. 2, 2.1.5). */
+export const NUMBERED_REGISTERS = [
+  ...(['rax', 'rcx', 'rdx', 'rbx', 'rsp', 'rbp', 'rsi', 'rdi'] as const),
+  ...(['r8', 'r9', 'r10', 'r11', 'r12', 'r13', 'r14', 'r15'] as const),
+] as const;
+
 /** struct kvm_segment. */
 export const kvmSegment = struct('kvm_segment', 24, {
   base: u64,

@@ -49,6 +49,11 @@ export const ERROR_CODES = {
     meaning: 'This program has attached to the machine already.',
     next: 'Detach first: a machine has one handler.',
   },
+  E_BASELINE: {
+    exit: 'error',
+    meaning: 'A file is no baseline of a guest, or a damaged one.',
+    next: 'Make a new one with `kvmi check VM --save-baseline FILE` while the guest is well.',
+  },
   E_BREAKPOINT_LOST: {
     exit: 'error',
     meaning:
@@ -113,7 +118,7 @@ export const ERROR_CODES = {
   E_ELF: {
     exit: 'error',
     meaning: 'A vmlinux file cannot be read.',
-    next: 'Give the uncompressed vmlinux of exactly this kernel.',
+    next: 'Give the vmlinux, vmlinuz or Debian package of exactly this kernel.',
   },
   E_EXPRESSION: {
     exit: 'usage',
@@ -207,6 +212,11 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'A program could not be started under introspection.',
     next: 'See whether it starts without kvmi.',
+  },
+  E_KERNEL_FILE: {
+    exit: 'error',
+    meaning: 'A file with a kernel cannot be read or unpacked.',
+    next: 'Give the vmlinux, vmlinuz or Debian package (linux-image-…) of exactly the kernel of the guest.',
   },
   E_LIBVIRT: {
     exit: 'peer',
@@ -338,6 +348,11 @@ export const ERROR_CODES = {
     meaning: 'A process may not be traced.',
     next: 'Run as root or with CAP_SYS_PTRACE, and detach other debuggers; `kvmi doctor` tells more.',
   },
+  E_PROGRAM: {
+    exit: 'error',
+    meaning: 'A program that unpacks a file (xz, zstd, …) is not installed.',
+    next: 'Install it, or unpack the file first.',
+  },
   E_PROTOCOL: {
     exit: 'peer',
     meaning: 'The peer sent something that KVMI does not allow.',
@@ -437,7 +452,7 @@ export const ERROR_CODES = {
   E_TYPES_FILE: {
     exit: 'error',
     meaning: 'A file that was to give the types of a kernel cannot be read.',
-    next: 'Give a vmlinux file with BTF, a copy of /sys/kernel/btf/vmlinux, or an ISF file.',
+    next: 'Give a kernel with BTF (vmlinux, vmlinuz or Debian package), a copy of /sys/kernel/btf/vmlinux, or an ISF file.',
   },
   E_UNSUPPORTED: {
     exit: 'unsupported',
@@ -457,7 +472,7 @@ export const ERROR_CODES = {
   E_VMLINUX: {
     exit: 'error',
     meaning: 'A vmlinux file does not fit the kernel of the guest.',
-    next: 'Give the uncompressed vmlinux of exactly that kernel.',
+    next: 'Give the vmlinux, vmlinuz or Debian package of exactly that kernel.',
   },
 } as const satisfies Readonly<Record<string, ErrorCode>>;
 

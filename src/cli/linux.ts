@@ -1,6 +1,6 @@
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
-import type { Linux, Rows } from '../linux/index.ts';
+import type { Linux, Rows, TypeSource } from '../linux/index.ts';
 import type { Machine } from '../machine/index.ts';
 import { type OptionValues, valueOption } from './command.ts';
 import type { Context } from './context.ts';
@@ -13,7 +13,7 @@ import { integer, text } from './values.ts';
 export const LINUX_OPTIONS = {
   types: valueOption(
     '--types <FILE>',
-    "the kernel's types, if it has no BTF: its vmlinux, or an ISF file of Volatility 3",
+    "the kernel's types, if it has no BTF: its vmlinux or Debian package, or an ISF file of Volatility 3",
     text,
   ),
 } as const;
@@ -42,25 +42,33 @@ function hexCell(address: string): bigint | undefined {
   return address === '' ? undefined : BigInt(address);
 }
 
-/** Opens a VM and finds the Linux in its memory, which is only read; no vCPU is touched. */
+/** Opens a VM and finds the Linux in its memory, which is only read. */
 export function withLinux(
   context: Context,
   vm: string | undefined,
   options: LinuxOptions,
-  rows: (linux: Linux) => AsyncIterable<Row>,
+  rows: (linux: Linux, machine: Machine) => AsyncIterable<Row>,
 ): AsyncGenerator<Row> {
+  // Loaded while the VM is opened, which is waiting for the most part.
+  const library = import('../linux/linux.ts');
   return withMachine(context, vm, async function* (machine) {
-    yield* rows(await findLinux(context, machine, options));
+    const { Linux } = await library;
+    yield* rows(await findLinux(Linux, context, machine, options), machine);
   });
 }
 
-async function findLinux(context: Context, machine: Machine, { types }: LinuxOptions): Promise<Linux> {
-  const { Linux, typesFromFile } = await import('../linux/index.ts');
+async function findLinux(
+  { find }: Pick<typeof Linux, 'find'>,
+  context: Context,
+  machine: Machine,
+  { types }: LinuxOptions,
+): Promise<Linux> {
   const { vmcoreinfo } = machine;
+  const given = types === undefined ? undefined : await readTypes(types);
   try {
-    const linux = await Linux.find(responsiveMemory(machine.memory, context.signal), {
+    const linux = await find(responsiveMemory(machine.memory, context.signal), {
       onProgress: ({ phase, done, total }) => context.progress.show({ what: phase, done, total }),
-      ...(types !== undefined && { types: typesFromFile(types) }),
+      ...(given !== undefined && { types: given }),
       ...(vmcoreinfo !== undefined && { vmcoreinfo }),
     });
     context.log.debug(linux.kernel.banner);
@@ -68,6 +76,11 @@ async function findLinux(context: Context, machine: Machine, { types }: LinuxOpt
   } finally {
     context.progress.clear();
   }
+}
+
+async function readTypes(path: string): Promise<TypeSource> {
+  const { typesFromFile } = await import('../linux/types-file.ts');
+  return typesFromFile(path);
 }
 
 /** Asks a Linux guest one question and makes rows of the answer; says what is missing in it. */
@@ -79,10 +92,18 @@ export function linuxRows<T extends object>(
   ask: (linux: Linux) => Awaitable<Rows<T>>,
 ): AsyncGenerator<Row> {
   return withLinux(context, vm, options, async function* (linux) {
-    const { rows, reasons } = await ask(linux);
-    for (const reason of reasons) context.partial(reason);
-    for (const item of rows) yield rowOf(columns, item);
+    yield* printed(context, columns, await ask(linux));
   });
+}
+
+/** Makes rows of an answer; says what is missing in it. */
+export function* printed<T extends object>(
+  context: Context,
+  columns: readonly LinuxColumn<T>[],
+  { rows, reasons }: Pick<Rows<T>, 'rows' | 'reasons'>,
+): Generator<Row> {
+  for (const reason of reasons) context.partial(reason);
+  for (const item of rows) yield rowOf(columns, item);
 }
 
 /** The answer of a question about one process, which has to be there. */

@@ -7,8 +7,8 @@ import { whenAborted } from './interruption.ts';
 const PAUSE_TIMEOUT_MS = 30_000;
 
 /**
- * Holds every vCPU outside the guest while `use` works, and gives it their states (536 bytes each). They run on
- * afterwards, whatever comes of it. A machine without vCPUs, such as a dump without registers, has nothing to hold.
+ * Holds every vCPU outside the guest while `use` works, and gives it their states (536 bytes each). They run on when it
+ * calls `release`, or afterwards, whatever comes of it. A machine without vCPUs, such as a dump without registers, has nothing to hold.
  *
  * @throws KvmiError with code E_UNSUPPORTED when the driver cannot pause, E_TIMEOUT when a vCPU does not leave the
  *   guest.
@@ -16,10 +16,10 @@ const PAUSE_TIMEOUT_MS = 30_000;
 export async function whilePaused<T>(
   machine: Machine,
   signal: AbortSignal,
-  use: (states: readonly Uint8Array[]) => Promise<T>,
+  use: (states: readonly Uint8Array[], release: () => void) => Promise<T>,
 ): Promise<T> {
   const vcpus = machine.vcpus.filter(({ started }) => started);
-  if (vcpus.length === 0) return use([]);
+  if (vcpus.length === 0) return use([], () => {});
   requireCapability(machine.capabilities, 'pause');
   const hold = new Hold(vcpus.length);
   await machine.attach({
@@ -34,7 +34,7 @@ export async function whilePaused<T>(
       overdue(hold, machine),
       whenAborted(signal).then(() => signal.throwIfAborted()),
     ]);
-    return await Promise.race([use(hold.states), hold.failed]);
+    return await Promise.race([use(hold.states, hold.release), hold.failed]);
   } finally {
     hold.release();
     await machine.detach();

@@ -6,7 +6,6 @@ import { loadCommands } from './commands/index.ts';
 import type { Context } from './context.ts';
 import { errorFields, errorJson, errorText, exitCodeOf } from './errors.ts';
 import { EXIT } from './exit-codes.ts';
-import { commandHelp, programHelp } from './help.ts';
 import { EXIT_OF_END, Interruption, whenAborted } from './interruption.ts';
 import { createLog } from './log.ts';
 import { checkSettings, type Output, type OutputSettings, render } from './output/render.ts';
@@ -36,6 +35,7 @@ export async function run(argv: readonly string[]): Promise<number> {
   const stdout = new Stdout(() => interruption.end('closed'));
   try {
     if (invocation.kind === 'run') return await new Execution(invocation, interruption, stdout).run();
+    const { commandHelp, programHelp } = await import('./help.ts');
     const theme = themeFor({ isTTY: stdout.terminal }, settings.color, process.env);
     await stdout.write(invocation.command ? commandHelp(invocation.command, theme) : programHelp(theme));
     return EXIT.ok.code;

@@ -44,7 +44,7 @@ interface Header {
   readonly lengths: readonly number[];
 }
 
-const FORMAT = 1;
+const FORMAT = 2;
 const MAGIC = Buffer.from('kvmi-linux-cache\n');
 const CHECKSUM = 4;
 const MAX_SOURCE = 64 << 20;
@@ -85,7 +85,9 @@ export function* loadCached(
 
 function readFile(path: string): Buffer | undefined {
   try {
-    return readFileSync(path);
+    const file = readFileSync(path);
+    // Small files share an ArrayBuffer, in which nothing is aligned.
+    return file.byteOffset === 0 ? file : Buffer.from(Uint8Array.from(file).buffer);
   } catch {
     return undefined;
   }
@@ -175,34 +177,40 @@ function serialize(kernel: CachedKernel, sources: Header['sources'], kernelOffse
   const json = Buffer.from(JSON.stringify(header));
   const size = Buffer.alloc(4);
   size.writeUInt32LE(json.length);
-  const content = Buffer.concat([size, json, ...arrays]);
+  const head = Buffer.alloc(aligned(HEADER_AT + json.length) - HEADER_AT, ' ');
+  json.copy(head);
+  const content = Buffer.concat([size, head, ...arrays]);
   return Buffer.concat([MAGIC, checksumOf(content), content]);
 }
 
+/** Where the header starts: behind magic, checksum and its own size. */
+const HEADER_AT = MAGIC.length + CHECKSUM + 4;
+
+function aligned(offset: number): number {
+  return Math.ceil(offset / 8) * 8;
+}
+
+/** `file` must have an ArrayBuffer of its own: the arrays are views of it. */
 function parse(file: Buffer) {
-  const start = MAGIC.length + CHECKSUM;
-  if (file.length < start + 4 || !file.subarray(0, MAGIC.length).equals(MAGIC)) return undefined;
-  const content = file.subarray(start);
-  if (!checksumOf(content).equals(file.subarray(MAGIC.length, start))) return undefined;
+  if (file.length < HEADER_AT || !file.subarray(0, MAGIC.length).equals(MAGIC)) return undefined;
+  const content = file.subarray(MAGIC.length + CHECKSUM);
+  if (!checksumOf(content).equals(file.subarray(MAGIC.length, MAGIC.length + CHECKSUM))) return undefined;
   const size = content.readUInt32LE(0);
-  const header = JSON.parse(content.toString('utf8', 4, 4 + size)) as Header;
+  const header = JSON.parse(file.toString('utf8', HEADER_AT, HEADER_AT + size)) as Header;
   if (header.format !== FORMAT || header.layout !== LAYOUT_DIGEST) return undefined;
-  const parts: ArrayBuffer[] = [];
-  let at = 4 + size;
-  for (const length of header.lengths) {
-    // A copy, because a typed array must be aligned.
-    parts.push(
-      content.buffer.slice(content.byteOffset + at, content.byteOffset + at + length) as ArrayBuffer,
-    );
-    at += length;
-  }
-  const [addresses, starts, slots, types, text] = parts;
+  const [addresses, starts, slots, types, text] = header.lengths;
+  let at = aligned(HEADER_AT + size);
+  const next = (length: number | undefined): [ArrayBuffer, number] => {
+    const start = file.byteOffset + at;
+    at += length ?? 0;
+    return [file.buffer as ArrayBuffer, start];
+  };
   const arrays = {
-    addresses: new BigUint64Array(addresses!),
-    starts: new Uint32Array(starts!),
-    slots: new Int32Array(slots!),
-    types: new Uint8Array(types!),
-    text: new Uint8Array(text!),
+    addresses: new BigUint64Array(...next(addresses), addresses! / 8),
+    starts: new Uint32Array(...next(starts), starts! / 4),
+    slots: new Int32Array(...next(slots), slots! / 4),
+    types: new Uint8Array(...next(types), types),
+    text: new Uint8Array(...next(text), text),
   };
   return { header, arrays };
 }

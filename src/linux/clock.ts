@@ -1,3 +1,4 @@
+import { SYMBOL_NAMES } from './layout.ts';
 import type { Session } from './session.ts';
 import type { Walk } from './walk.ts';
 
@@ -18,11 +19,12 @@ export function* readClock(session: Session): Walk<Clock | undefined> {
 
 function* read(session: Session): Walk<Clock> {
   const { symbols, layouts } = session.kernel;
-  const core = session.symbol('tk_core');
-  // Since 6.13 tk_core is a struct tk_data; before, an anonymous one with a sequence counter in front.
-  const inside = layouts.get('timekeeperCore').fields.timekeeper?.offset;
-  const address = symbols.address('shadow_timekeeper') ?? core + BigInt(inside ?? 8);
-  const keeper = yield* session.object('timekeeper', address);
+  const name = SYMBOL_NAMES.timekeeper.find((candidate) => symbols.address(candidate) !== undefined);
+  const address = session.symbol(name ?? 'tk_core');
+  // Since 6.13 it is within a struct tk_data; before, within an anonymous one with a sequence counter in front.
+  const inside = layouts.get('timekeeperCore').fields.timekeeper?.offset ?? 8;
+  const offset = name === 'shadow_timekeeper' ? 0 : inside;
+  const keeper = yield* session.object('timekeeper', address + BigInt(offset));
   const nanoseconds = keeper.big('nanoseconds') >> BigInt(keeper.number('shift') & 63);
   const realtime = keeper.big('seconds') * SECOND + nanoseconds;
   const monotonic = realtime + keeper.big('monotonicSeconds') * SECOND + keeper.big('monotonicNanoseconds');

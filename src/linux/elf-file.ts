@@ -48,6 +48,6 @@ function cString(bytes: Buffer, at: number): string {
 
 function invalid(why: string): KvmiError {
   return new KvmiError('E_ELF', `the vmlinux file cannot be read: ${why}`, {
-    hint: 'Give the uncompressed vmlinux of exactly this kernel (a vmlinuz is compressed).',
+    hint: 'Give the vmlinux, vmlinuz or Debian package of exactly this kernel.',
   });
 }

@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { assertIsf } from '../../test/kit/isf-rules.ts';
 import { SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
 import { sectionsOf } from './elf-file.ts';
 import { isf, isfText, Linux, symbolsElf, typesFromFile } from './index.ts';
@@ -41,17 +42,18 @@ describe('what is made from a guest for other tools', () => {
       'addresses are exact integers',
     );
     assert.equal(file.metadata.format, '6.2.0');
+    assertIsf(JSON.parse(isfText(file)));
   });
 
   test('an ISF file gives the types back', async () => {
     const path = join(directory, 'linux.json');
     writeFileSync(path, isfText(await isf(linux)));
-    const typed = await Linux.find(guest.memory, { types: typesFromFile(path) });
+    const typed = await Linux.find(guest.memory, { types: await typesFromFile(path) });
     assert.deepEqual((await typed.processes()).rows, (await linux.processes()).rows);
     assert.deepEqual((await typed.type('cred')).rows, (await linux.type('cred')).rows);
   });
 
-  test('files that hold no types are refused', () => {
+  test('files that hold no types are refused', async () => {
     for (const [name, content] of [
       ['empty', ''],
       ['text', 'no types'],
@@ -61,9 +63,9 @@ describe('what is made from a guest for other tools', () => {
     ] as const) {
       const path = join(directory, name);
       writeFileSync(path, content);
-      assert.throws(() => typesFromFile(path), { name: 'KvmiError' }, name);
+      await assert.rejects(typesFromFile(path), { name: 'KvmiError' }, name);
     }
-    assert.throws(() => typesFromFile(join(directory, 'none')), { code: 'E_TYPES_FILE' });
+    await assert.rejects(typesFromFile(join(directory, 'none')), { code: 'E_KERNEL_FILE' });
   });
 
   test('the ELF file has each symbol at its address', () => {

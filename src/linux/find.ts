@@ -11,7 +11,7 @@ import {
 import { loadCached, type Source } from './cache.ts';
 import { decodeKallsyms, type KallsymsTables } from './kallsyms.ts';
 import { findTokenTables, MAX_TOKEN_TABLE, tablesAround } from './kallsyms-search.ts';
-import type { StructLayout } from './layout.ts';
+import { type StructLayout, SYMBOL_NAMES } from './layout.ts';
 import { type OnProgress, type Range, ramOf, scan } from './scan.ts';
 import type { SymbolTable } from './symbols.ts';
 import { textOf } from './text.ts';
@@ -295,8 +295,6 @@ function* deltasNear(symbols: SymbolTable, tokenTable: Gpa): IterableIterator<bi
     yield BigInt(gpa) - aligned;
 }
 
-const TOP_TABLES = ['init_top_pgt', 'swapper_pg_dir', 'init_level4_pgt'];
-
 type PlacedKernel = Pick<FoundKernel, 'paging' | 'symbols' | 'imageDelta'>;
 
 function* withPaging(
@@ -304,7 +302,9 @@ function* withPaging(
   symbols: SymbolTable,
   imageDelta: bigint,
 ): Walk<PlacedKernel | undefined> {
-  const top = TOP_TABLES.map((name) => symbols.address(name)).find((address) => address !== undefined);
+  const top = SYMBOL_NAMES.topTable
+    .map((name) => symbols.address(name))
+    .find((address) => address !== undefined);
   if (top === undefined) return undefined;
   for (const fiveLevels of [false, true]) {
     const paging = longPaging(Number(top + imageDelta), fiveLevels);
@@ -319,7 +319,9 @@ function* moved(
   tables: KallsymsTables,
   physical: SymbolTable,
 ): Walk<PlacedKernel | undefined> {
-  const top = TOP_TABLES.map((name) => physical.address(name)).find((address) => address !== undefined);
+  const top = SYMBOL_NAMES.topTable
+    .map((name) => physical.address(name))
+    .find((address) => address !== undefined);
   const text = Number(physical.address('_stext') ?? -1n);
   if (top === undefined) return undefined;
   for (const fiveLevels of [false, true]) {

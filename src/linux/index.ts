@@ -1,15 +1,25 @@
 export type { BpfProgram } from './bpf.ts';
 export { Btf } from './btf.ts';
 export { defaultCacheDirectory } from './cache.ts';
-export type { Baseline, CheckOptions, Finding, Hook } from './check/index.ts';
+export {
+  type Baseline,
+  baselineFromBytes,
+  baselineToBytes,
+  type CheckOptions,
+  type Finding,
+  type Hook,
+} from './check/index.ts';
 export type { EnvironmentVariable } from './environment.ts';
+export type { TypedValue } from './expression.ts';
 export type { OpenFile } from './files.ts';
 export { isf } from './isf.ts';
 export { type IsfFile, isfText } from './isf-format.ts';
 export type { Kernel } from './kernel.ts';
+export { readKernelFile } from './kernel-file.ts';
 export { type FindOptions, Linux } from './linux.ts';
 export type { LogRecord } from './log.ts';
 export type { MemoryMap } from './maps.ts';
+export type { ModuleSymbol, ModuleSymbolAt } from './module-symbols.ts';
 export type { Module } from './modules.ts';
 export type { Mount } from './mounts.ts';
 export type { OnProgress, Progress } from './scan.ts';
@@ -22,5 +32,6 @@ export type { Process, Thread, TreeRow } from './tasks.ts';
 export { hex, printable } from './text.ts';
 export type * from './types.ts';
 export { typesFromFile } from './types-file.ts';
-export type { TypedValue, TypeRow, Value } from './values.ts';
+export type { TypeRow, Value } from './values.ts';
+export { vmcoreinfoText } from './vmcoreinfo-text.ts';
 export { forAll, run, type Walk, wait } from './walk.ts';

@@ -57,8 +57,6 @@ export interface IsfFile {
       readonly symbols: readonly {
         readonly kind: string;
         readonly name: string;
-        readonly hash_type?: string;
-        readonly hash_value?: string;
       }[];
       readonly types: readonly { readonly kind: string; readonly name: string }[];
     };

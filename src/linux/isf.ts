@@ -27,6 +27,14 @@ export function isf(linux: Linux): Awaitable<IsfFile> {
   return then(run(linux.kernel.loadTypes()), (types) => new IsfWriter(linux, types).file());
 }
 
+/** By size in bytes: without a sign, with one. */
+const ENUM_BASES: Readonly<Record<number, readonly [unsigned: string, signed: string]>> = {
+  1: ['unsigned char', 'signed char'],
+  2: ['short unsigned int', 'short int'],
+  4: ['unsigned int', 'int'],
+  8: ['long unsigned int', 'long int'],
+};
+
 function exact(value: bigint): number | bigint {
   const number = Number(value);
   return Number.isSafeInteger(number) ? number : value;
@@ -40,6 +48,8 @@ class IsfWriter {
   readonly #enums: Record<string, IsfEnum> = {};
   /** Names given to types that have none. */
   readonly #unnamed = new Map<Type, string>();
+  /** Structures that the kernel only points to. */
+  readonly #opaque = new Set<string>();
 
   constructor(linux: Linux, types: TypeSource) {
     this.#linux = linux;
@@ -52,11 +62,12 @@ class IsfWriter {
     this.#baseTypes.pointer = { ...little, kind: 'int', size: 8 } as IsfBaseType;
     for (const name of this.#types.names()) this.#reference(this.#types.find(name)!);
     const symbols = this.#symbols();
+    for (const name of this.#opaque) this.#userTypes[name] ??= { kind: 'struct', size: 0, fields: {} };
     const { buildId, release } = this.#linux.kernel;
+    // The format has no place for a build id.
     const source = {
       kind: 'symtab',
-      name: `kallsyms of ${release}`,
-      ...(buildId === undefined ? {} : { hash_type: 'build-id', hash_value: buildId }),
+      name: `kallsyms of ${release}${buildId === undefined ? '' : `, build id ${buildId}`}`,
     };
     return {
       metadata: {
@@ -95,16 +106,10 @@ class IsfWriter {
         const name = this.#nameOf(stripped);
         this.#enums[name] ??= {
           size: stripped.size,
-          base: stripped.signed ? 'int' : 'unsigned int',
+          base: this.#enumBase(stripped.size, stripped.signed),
           constants: Object.fromEntries(
             stripped.values.map(({ name: constant, value }) => [constant, exact(value)]),
           ),
-        };
-        this.#baseTypes[stripped.signed ? 'int' : 'unsigned int'] ??= {
-          kind: 'int',
-          size: 4,
-          signed: stripped.signed,
-          endian: 'little',
         };
         return { kind: 'enum', name };
       }
@@ -120,11 +125,22 @@ class IsfWriter {
         return { kind: 'base', name: stripped.name };
       case 'function':
         return { kind: 'function' };
-      case 'opaque':
-        return { kind: 'struct', name: stripped.name.replace(/^(struct|union) /, '') };
+      case 'opaque': {
+        const name = stripped.name.replace(/^(struct|union) /, '');
+        this.#opaque.add(name);
+        return { kind: 'struct', name };
+      }
       default:
         return { kind: 'base', name: 'void' };
     }
+  }
+
+  /** The reader takes the size of an enumeration from its base. */
+  #enumBase(size: number, signed: boolean): string {
+    const names = ENUM_BASES[size] ?? ENUM_BASES[4]!;
+    const name = names[signed ? 1 : 0];
+    this.#baseTypes[name] ??= { kind: 'int', size, signed, endian: 'little' };
+    return name;
   }
 
   #nameOf(type: Type & { readonly name: string }): string {

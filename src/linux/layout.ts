@@ -63,8 +63,10 @@ export const LAYOUT = {
       capPermitted: ['cap_permitted.val', 'cap_permitted.cap'],
       usage: ['usage.counter', 'usage'],
       userNamespace: 'user_ns',
+      user: 'user',
     },
   ],
+  user: ['user_struct', { uid: 'uid.val' }],
   mm: [
     'mm_struct',
     {
@@ -213,6 +215,11 @@ export const LAYOUT = {
       init: 'init',
       exit: 'exit',
       kobject: 'mkobj.kobj',
+      self: 'mkobj.mod',
+      jumpEntries: 'jump_entries',
+      jumpCount: 'num_jump_entries',
+      staticCalls: 'static_call_sites',
+      staticCallCount: 'num_static_call_sites',
       sections: 'sect_attrs',
     },
   ],
@@ -349,8 +356,18 @@ export const LAYOUT = {
   ],
   ftraceOps: [
     'ftrace_ops',
-    { function: 'func', saved: 'saved_func', next: 'next', flags: 'flags', trampoline: 'trampoline' },
+    {
+      function: 'func',
+      saved: 'saved_func',
+      next: 'next',
+      flags: 'flags',
+      trampoline: 'trampoline',
+      hash: 'func_hash',
+    },
   ],
+  ftraceOpsHash: ['ftrace_ops_hash', { filter: 'filter_hash' }],
+  ftraceHash: ['ftrace_hash', { bits: 'size_bits', buckets: 'buckets', count: 'count' }],
+  ftraceEntry: ['ftrace_func_entry', { node: 'hlist', address: 'ip', direct: 'direct' }],
   runQueue: [
     'rq',
     { cfsTasks: 'cfs_tasks', current: 'curr', running: 'nr_running', idle: 'idle', stop: 'stop' },
@@ -370,6 +387,7 @@ export const LAYOUT = {
       replacementLength: 'replacementlen',
     },
   ],
+  paravirtSite: ['paravirt_patch_site', { instruction: 'instr', length: 'len' }],
   slab: [
     'kmem_cache',
     { name: 'name', list: 'list', size: 'size', objectSize: 'object_size', offset: 'offset' },
@@ -462,6 +480,17 @@ function resolve(name: StructName, types: TypeSource | undefined): StructLayout 
   const size = struct === undefined ? 0 : sizeOf(struct);
   return { name, type, size, span: { start: Math.min(start, end), end }, fields };
 }
+
+/** Variables and functions that have other names in other versions: the first one that this kernel has is meant. */
+export const SYMBOL_NAMES = {
+  topTable: ['init_top_pgt', 'swapper_pg_dir', 'init_level4_pgt'],
+  /** What holds the time. */
+  timekeeper: ['shadow_timekeeper', 'tk_core', 'timekeeper_data'],
+  /** Where system calls enter the kernel: syscall, syscall of 32-bit code, sysenter. */
+  syscallEntry: ['entry_SYSCALL_64', 'entry_SYSCALL_64_trampoline'],
+  compatSyscallEntry: ['entry_SYSCALL_compat', 'entry_SYSCALL32_ignore', 'ignore_sysret'],
+  sysenterEntry: ['entry_SYSENTER_compat'],
+} as const;
 
 /** Variables whose types BTF does not have. */
 export const VARIABLES: Readonly<Record<string, string>> = {

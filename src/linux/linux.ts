@@ -14,12 +14,19 @@ import {
   takeBaseline,
 } from './check/index.ts';
 import { type EnvironmentVariable, environment } from './environment.ts';
+import { evaluate, type TypedValue } from './expression.ts';
 import { type OpenFile, openFiles } from './files.ts';
 import { type FoundKernel, findKernel } from './find.ts';
 import { Kernel } from './kernel.ts';
 import { Layouts } from './layout.ts';
 import { kernelLog, type LogRecord } from './log.ts';
 import { type MemoryMap, memoryMaps } from './maps.ts';
+import {
+  type ModuleSymbol,
+  type ModuleSymbolAt,
+  moduleSymbolLookup,
+  moduleSymbols,
+} from './module-symbols.ts';
 import { type Module, modules } from './modules.ts';
 import { type Mount, mounts } from './mounts.ts';
 import type { OnProgress } from './scan.ts';
@@ -29,7 +36,7 @@ import type { SymbolTable } from './symbols.ts';
 import { type SystemInfo, systemInfo } from './system.ts';
 import { type Process, processes, type Thread, type TreeRow, threads, treeOf } from './tasks.ts';
 import type { TypeSource } from './types.ts';
-import { evaluate, type TypedValue, type TypeRow, typeRows } from './values.ts';
+import { type TypeRow, typeRows } from './values.ts';
 import { run, type Walk, wait } from './walk.ts';
 
 export interface FindOptions {
@@ -113,6 +120,19 @@ export class Linux {
     return this.query(modules, options);
   }
 
+  /** Symbols of all loaded modules, or of one. Those of the kernel image are {@link symbols}. */
+  moduleSymbols(module?: string, options?: QueryOptions): Awaitable<Rows<ModuleSymbol>> {
+    return this.query((session) => moduleSymbols(session, module), options);
+  }
+
+  /** The symbol of a module that `address` belongs to; no row when it belongs to none. */
+  moduleSymbolAt(address: Gva, options?: QueryOptions): Awaitable<Rows<ModuleSymbolAt>> {
+    return this.query(function* (session) {
+      const found = (yield* moduleSymbolLookup(session))(address);
+      return found === undefined ? [] : [found];
+    }, options);
+  }
+
   /** The mounts that a process sees; those of init unless told. */
   mounts(pid?: number, options?: QueryOptions): Awaitable<Rows<Mount>> {
     return this.query((session) => mounts(session, pid), options);
@@ -136,7 +156,10 @@ export class Linux {
     return this.query((session) => environment(session, pid), options);
   }
 
-  /** The members of a structure or the values of an enumeration, with offsets: `type('task_struct')`. */
+  /**
+   * The members of a structure or the values of an enumeration, with offsets: `type('task_struct')`. Types of modules
+   * are found as well; `MODULE:NAME` says which one is meant.
+   */
   type(name: string): Awaitable<Rows<TypeRow>> {
     return this.query((session) => typeRows(session, name));
   }

@@ -3,6 +3,7 @@ import { listLinks, treeNodes } from './list.ts';
 import { findTask } from './maps.ts';
 import { Paths } from './paths.ts';
 import type { Obj, Session } from './session.ts';
+import type { Task } from './tasks.ts';
 import { hex } from './text.ts';
 import type { Walk } from './walk.ts';
 
@@ -31,12 +32,35 @@ export function* mounts(session: Session, pid = 1): Walk<Mount[]> {
   const proxy = yield* session.object('nsproxy', task.pointer('nsproxy'));
   const namespace = yield* session.object('mountNamespace', proxy.pointer('mount'));
   const paths = new Paths(session);
+  const root = yield* session.attempt('the root of a process', rootOf(session, task), undefined);
   const rows: Mount[] = [];
   for (const gva of yield* mountsOf(session, namespace)) {
-    const row = yield* session.attempt('a mount', mountRow(session, paths, gva), undefined);
+    const row = yield* session.attempt('a mount', mountRow(session, paths, gva, root), undefined);
     if (row !== undefined) rows.push(row);
   }
   return rows;
+}
+
+/** The mount that the root directory of a process is in; undefined for a process that is ending. */
+function* rootOf(session: Session, task: Task): Walk<Gva | undefined> {
+  const address = task.pointer('fs');
+  if (address === 0n) return undefined;
+  const fs = yield* session.object('fs', address);
+  return (yield* session.around('mount', 'vfsMount', fs.pointer('rootMount'))).gva;
+}
+
+const MAX_DEPTH = 512;
+
+/** Whether a mount can be reached from `root`: what lies above the root of a process is not shown to it. */
+function* isBelow(session: Session, gva: Gva, root: Gva): Walk<boolean> {
+  let at = gva;
+  for (let depth = 0; depth < MAX_DEPTH; depth++) {
+    if (at === root) return true;
+    const parent = (yield* session.object('mount', at)).pointer('parent');
+    if (parent === at) return false;
+    at = parent;
+  }
+  return false;
 }
 
 /** A tree since 6.8, a list before. */
@@ -53,7 +77,9 @@ function* mountsOf(session: Session, namespace: Obj<'mountNamespace'>): Walk<Gva
   return links.map((link) => link - offset);
 }
 
-function* mountRow(session: Session, paths: Paths, gva: Gva): Walk<Mount> {
+/** Undefined for a mount that is not below `root`. */
+function* mountRow(session: Session, paths: Paths, gva: Gva, root: Gva | undefined): Walk<Mount | undefined> {
+  if (root !== undefined && !(yield* isBelow(session, gva, root))) return undefined;
   const mount = yield* session.object('mount', gva);
   const block = yield* session.object('superBlock', mount.pointer('superBlock'));
   const parent = yield* session.object('mount', mount.pointer('parent'));

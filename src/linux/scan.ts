@@ -1,3 +1,4 @@
+import type { Awaitable } from '../awaitable.ts';
 import type { Gpa, MemoryRegion, PhysicalMemory } from '../machine/index.ts';
 import { PAGE_SIZE } from '../machine/index.ts';
 import { type Walk, wait } from './walk.ts';
@@ -29,13 +30,13 @@ export interface ScanOptions {
 
 /**
  * Reads `ranges` in chunks and gives each to `look`, until that answers something. What is not backed, or known to be
- * zeros, is left out. The bytes are valid during the call only.
+ * zeros, is left out. The bytes are valid until `look` has answered.
  */
 export function* scan<T>(
   memory: PhysicalMemory,
   ranges: readonly Range[],
   options: ScanOptions,
-  look: (bytes: Buffer, gpa: Gpa) => T | undefined,
+  look: (bytes: Buffer, gpa: Gpa) => Awaitable<T | undefined>,
 ): Walk<T | undefined> {
   const { phase, overlap = 0, onProgress } = options;
   const total = ranges.reduce((sum, range) => sum + range.size, 0);
@@ -49,7 +50,7 @@ export function* scan<T>(
       if (at >= end) break;
       const bytes = chunk.subarray(0, Math.min(CHUNK + overlap, end - at));
       if (yield* wait(memory.read(at, bytes))) {
-        const found = look(bytes, at);
+        const found = yield* wait(look(bytes, at));
         if (found !== undefined) return found;
       }
       at += CHUNK;
@@ -63,4 +64,19 @@ export function* scan<T>(
 /** The parts of memory that can hold a kernel: all that may be written. */
 export function ramOf(regions: readonly MemoryRegion[]): Range[] {
   return regions.filter((region) => !region.readonly);
+}
+
+const LOW_END = 32 << 20;
+const HIGH_END = 64 << 20;
+
+/** The same memory with both ends of each range first: what a kernel allocates while it boots lies there. */
+export function endsFirst(ranges: readonly Range[]): Range[] {
+  const isLong = ({ size }: Range) => size > LOW_END + HIGH_END;
+  const long = ranges.filter(isLong);
+  return [
+    ...ranges.filter((range) => !isLong(range)),
+    ...long.map(({ gpa }) => ({ gpa, size: LOW_END })),
+    ...long.map(({ gpa, size }) => ({ gpa: gpa + size - HIGH_END, size: HIGH_END })),
+    ...long.map(({ gpa, size }) => ({ gpa: gpa + LOW_END, size: size - LOW_END - HIGH_END })),
+  ];
 }

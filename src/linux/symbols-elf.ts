@@ -11,10 +11,15 @@ const SYMBOL = 24;
 const ET_EXEC = 2;
 const EM_X86_64 = 62;
 const SHT = { symtab: 2, strtab: 3, nobits: 8 } as const;
-const SHF_ALLOC_EXEC = 6;
+const SHF = { allocExec: 6, allocWrite: 3 } as const;
 const SHN_ABS = 0xfff1;
+/** Indexes of the sections that symbols are in. */
+const SECTION_INDEX = { text: 1, perCpu: 5 } as const;
+const SECTIONS = 6;
+/** Symbols of per-CPU variables are offsets, which start at zero. */
+const MAX_PER_CPU = 16n << 20n;
 const STT = { object: 1, function: 2 } as const;
-const SECTION_NAMES = '\0.text\0.symtab\0.strtab\0.shstrtab\0';
+const SECTION_NAMES = '\0.text\0.symtab\0.strtab\0.shstrtab\0.data..percpu\0';
 
 /** The kernel's symbols at their run-time addresses as an ELF file, for gdb. */
 export function symbolsElf({ symbols, kernel }: Linux): Uint8Array {
@@ -23,17 +28,22 @@ export function symbolsElf({ symbols, kernel }: Linux): Uint8Array {
   const table = Buffer.alloc((count + 1) * SYMBOL);
   const strings = Buffer.alloc(1 + text.length + count);
   let used = 1;
+  let perCpuSize = 0n;
   for (let i = 0; i < count; i++) {
     const at = (i + 1) * SYMBOL;
     const type = String.fromCharCode(types[i]!);
     const address = addresses[i]!;
     const inImage = address >= kernel.imageStart && address < kernel.imageEnd;
+    const isPerCpu = type === 'A' && address < MAX_PER_CPU;
+    // One byte more, so that the symbol of its end belongs to it.
+    if (isPerCpu && address >= perCpuSize) perCpuSize = address + 1n;
+    const section = inImage ? SECTION_INDEX.text : isPerCpu ? SECTION_INDEX.perCpu : SHN_ABS;
     const binding = type === type.toUpperCase() ? 1 : 0;
     table.writeUInt32LE(used, at);
     table[at + 4] = (binding << 4) | (type.toLowerCase() === 't' ? STT.function : STT.object);
-    table.writeUInt16LE(inImage ? 1 : SHN_ABS, at + 6);
+    table.writeUInt16LE(section, at + 6);
     table.writeBigUInt64LE(address, at + 8);
-    table.writeBigUInt64LE(inImage ? sizeOf(addresses, i) : 0n, at + 16);
+    table.writeBigUInt64LE(section !== SHN_ABS ? sizeOf(addresses, i) : 0n, at + 16);
     strings.set(text.subarray(starts[i], starts[i + 1]), used);
     used += starts[i + 1]! - starts[i]! + 1;
   }
@@ -42,7 +52,7 @@ export function symbolsElf({ symbols, kernel }: Linux): Uint8Array {
   const stringsAt = symtabAt + table.length;
   const namesAt = stringsAt + strings.length;
   const sectionsAt = Math.ceil((namesAt + names.length) / 8) * 8;
-  const file = Buffer.alloc(sectionsAt + 5 * SECTION);
+  const file = Buffer.alloc(sectionsAt + SECTIONS * SECTION);
   writeHeader(file, sectionsAt);
   file.set(table, symtabAt);
   file.set(strings, stringsAt);
@@ -51,7 +61,7 @@ export function symbolsElf({ symbols, kernel }: Linux): Uint8Array {
   const image = {
     name: 1,
     type: SHT.nobits,
-    flags: SHF_ALLOC_EXEC,
+    flags: SHF.allocExec,
     address: kernel.imageStart,
     offset: HEADER,
     size,
@@ -79,6 +89,13 @@ export function symbolsElf({ symbols, kernel }: Linux): Uint8Array {
     offset: namesAt,
     size: names.length,
   });
+  writeSection(file, sectionsAt + SECTION_INDEX.perCpu * SECTION, {
+    name: 33,
+    type: SHT.nobits,
+    flags: SHF.allocWrite,
+    offset: HEADER,
+    size: Number(perCpuSize),
+  });
   return file;
 }
 
@@ -97,7 +114,7 @@ function writeHeader(file: Buffer, sectionsAt: number): void {
   file.writeBigUInt64LE(BigInt(sectionsAt), 40);
   file.writeUInt16LE(HEADER, 52);
   file.writeUInt16LE(SECTION, 58);
-  file.writeUInt16LE(5, 60);
+  file.writeUInt16LE(SECTIONS, 60);
   file.writeUInt16LE(4, 62);
 }
 

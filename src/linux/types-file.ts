@@ -1,22 +1,18 @@
-import { readFileSync } from 'node:fs';
 import { KvmiError, messageOf } from '../error.ts';
 import { Btf } from './btf.ts';
 import { sectionsOf } from './elf-file.ts';
 import { IsfTypes } from './isf-types.ts';
+import { readKernelFile } from './kernel-file.ts';
 import type { TypeSource } from './types.ts';
 
 /**
- * Reads a kernel's types from a file: a vmlinux with a .BTF section, bare BTF (as /sys/kernel/btf/vmlinux), or an ISF
- * file of Volatility 3 (JSON, not compressed). It must be of exactly the kernel that runs in the guest. Throws a
- * KvmiError with code E_TYPES_FILE when it is none of them.
+ * Reads a kernel's types from a file: a kernel with a .BTF section (vmlinux, vmlinuz, or Debian's package of it), bare
+ * BTF (as /sys/kernel/btf/vmlinux), or an ISF file of Volatility 3; compressed ones, too. It must be of exactly the
+ * kernel that runs in the guest. Throws a KvmiError with code E_TYPES_FILE when it is none of them, E_KERNEL_FILE or
+ * E_PROGRAM when it cannot be read or unpacked.
  */
-export function typesFromFile(path: string): TypeSource {
-  let file: Buffer;
-  try {
-    file = readFileSync(path);
-  } catch (error) {
-    throw invalid(path, messageOf(error));
-  }
+export async function typesFromFile(path: string): Promise<TypeSource> {
+  const file = await readKernelFile(path);
   if (file[0] === 0x7f) return new Btf(btfSection(path, file));
   if (file.length > 2 && file.readUInt16LE(0) === 0xeb9f) return new Btf(file);
   try {
@@ -34,6 +30,6 @@ function btfSection(path: string, file: Buffer): Buffer {
 
 function invalid(path: string, why: string): KvmiError {
   return new KvmiError('E_TYPES_FILE', `${path}: ${why}`, {
-    hint: 'Give a vmlinux file with BTF, a file copied from /sys/kernel/btf/vmlinux, or an ISF file (unpack .xz first).',
+    hint: 'Give a kernel with BTF, a file copied from /sys/kernel/btf/vmlinux, or an ISF file.',
   });
 }

@@ -1,19 +1,10 @@
 import { getU64 } from '../abi/bytes.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
-import { VARIABLES } from './layout.ts';
+import { typeNamed } from './module-types.ts';
 import type { Session } from './session.ts';
 import { hex, textOf } from './text.ts';
-import {
-  descend,
-  type EnumType,
-  fieldAt,
-  type Place,
-  sizeOf,
-  strip,
-  type Type,
-  type TypeSource,
-} from './types.ts';
+import { type EnumType, fieldAt, type Place, sizeOf, strip, type Type } from './types.ts';
 import type { Walk } from './walk.ts';
 
 /** A C value: numbers (bigint beyond 2^53), text for char arrays, `0x…` for pointers, names for enumerators. */
@@ -24,14 +15,6 @@ export type Value =
   | string
   | readonly Value[]
   | { readonly [member: string]: Value };
-
-/** What an expression stands for. */
-export interface TypedValue {
-  readonly expression: string;
-  readonly type: string;
-  readonly address: string;
-  readonly value: Value;
-}
 
 /** A member of a structure, as `kvmi type` prints it. */
 export interface TypeRow {
@@ -48,13 +31,6 @@ const MAX_DEPTH = 8;
 const MAX_ELEMENTS = 256;
 /** Members and elements of one value. */
 const MAX_PARTS = 20_000;
-
-function invalid(expression: string, why: string): KvmiError {
-  return new KvmiError('E_EXPRESSION', `${expression}: ${why}`, {
-    hint: 'Write a symbol or (TYPE)ADDRESS, then .member, ->member or [index]: init_task.comm, (task_struct)0xffff….pid',
-    data: { expression },
-  });
-}
 
 /** A C declaration of the type, without a name. */
 export function typeName(type: Type, depth = 0): string {
@@ -75,14 +51,11 @@ export function typeName(type: Type, depth = 0): string {
   }
 }
 
-function findType(types: TypeSource, name: string): Type | undefined {
-  return types.find(name.trim().replace(/^(struct|union|enum)\s+/, ''));
-}
-
-/** The members of a structure, or the values of an enumeration. */
+/** The members of a structure, or the values of an enumeration; `MODULE:NAME` is a type of a module. */
 export function* typeRows(session: Session, name: string): Walk<TypeRow[]> {
-  const type = findType(yield* session.kernel.loadTypes(), name);
-  if (type === undefined) throw new KvmiError('E_TYPE', `the kernel has no type ${name}`);
+  const type = yield* typeNamed(session, name);
+  if (type === undefined)
+    throw new KvmiError('E_TYPE', `neither the kernel nor a module of it has a type ${name}`);
   const stripped = strip(type);
   if (stripped.kind === 'enum') return enumRows(stripped);
   if (stripped.kind !== 'struct' && stripped.kind !== 'union')
@@ -98,63 +71,6 @@ export function* typeRows(session: Session, name: string): Walk<TypeRow[]> {
 
 function enumRows({ values, size }: EnumType): TypeRow[] {
   return values.map(({ name, value }) => ({ offset: 0, size, type: String(value), name, bits: '' }));
-}
-
-/** Evaluates `init_task.comm` and the like. Throws a KvmiError with code E_EXPRESSION when it makes no sense. */
-export function* evaluate(session: Session, expression: string): Walk<TypedValue> {
-  const { address, type, rest } = yield* startOf(session, expression);
-  let gva = address;
-  let place: Place = { type, bitOffset: 0, bitSize: 0 };
-  const step = /\s*(?:(->|\.)\s*([A-Za-z_]\w*)|\[\s*(\d{1,9})\s*\])/y;
-  while (rest.slice(step.lastIndex).trim() !== '') {
-    const from = step.lastIndex;
-    const match = step.exec(rest);
-    if (match === null) throw invalid(expression, `"${rest.slice(from)}" is neither a member nor an index`);
-    const pointer = strip(place.type);
-    if (pointer.kind === 'pointer') {
-      gva = yield* session.space.u64(gva + BigInt(place.bitOffset >>> 3));
-      place = { type: pointer.target(), bitOffset: 0, bitSize: 0 };
-      if (match[3] !== undefined) {
-        gva += BigInt(Number(match[3]) * sizeOf(place.type));
-        continue;
-      }
-    }
-    const next = descend(place.type, [match[2] ?? Number(match[3])]);
-    if (next === undefined) throw invalid(expression, `${typeName(place.type)} has no ${match[0].trim()}`);
-    gva += BigInt(Math.floor(place.bitOffset / 8));
-    place = next;
-  }
-  const at = gva + BigInt(Math.floor(place.bitOffset / 8));
-  return {
-    expression,
-    type: typeName(place.type),
-    address: hex(at),
-    value: yield* readValue(session, gva, place),
-  };
-}
-
-function* startOf(session: Session, expression: string) {
-  const types = yield* session.kernel.loadTypes();
-  const cast = /^\s*\*?\(\s*([\w\s]+?)\s*\*?\s*\)\s*(\w+)/.exec(expression);
-  if (cast !== null) {
-    const type = findType(types, cast[1]!);
-    const address = addressOf(session, cast[2]!);
-    if (type === undefined) throw invalid(expression, `the kernel has no type ${cast[1]}`);
-    if (address === undefined) throw invalid(expression, `${cast[2]} is neither an address nor a symbol`);
-    return { type, address, rest: expression.slice(cast[0].length) };
-  }
-  const name = /^\s*([A-Za-z_][\w.]*?)(?=\s*(?:->|\.|\[|$))/.exec(expression);
-  const symbol = name && session.kernel.symbols.address(name[1]!);
-  if (name === null || symbol == null) throw invalid(expression, 'it starts with no symbol of the kernel');
-  const known = VARIABLES[name[1]!];
-  const type = types.variable(name[1]!) ?? (known === undefined ? undefined : types.find(known));
-  if (type === undefined)
-    throw invalid(expression, `the type of ${name[1]} is not known; write (TYPE)${name[1]}`);
-  return { type, address: symbol, rest: expression.slice(name[0].length) };
-}
-
-function addressOf(session: Session, text: string): Gva | undefined {
-  return /^(0x[0-9a-f]{1,16}|\d{1,19})$/i.test(text) ? BigInt(text) : session.kernel.symbols.address(text);
 }
 
 /** Reads what is at `place` behind `gva`. */

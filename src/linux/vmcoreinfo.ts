@@ -1,6 +1,6 @@
 import { type Gpa, PAGE_SIZE, type PhysicalMemory } from '../machine/index.ts';
-import { type OnProgress, ramOf, scan } from './scan.ts';
-import type { Walk } from './walk.ts';
+import { endsFirst, type OnProgress, ramOf, scan } from './scan.ts';
+import { run, type Walk } from './walk.ts';
 
 /**
  * What a kernel tells crash-dump tools about itself (Documentation/admin-guide/kdump/vmcoreinfo.rst): `KEY=VALUE`
@@ -9,10 +9,12 @@ import type { Walk } from './walk.ts';
 export class Vmcoreinfo {
   /** Where the page was found; 0 when the text came with a dump. */
   readonly gpa: Gpa;
+  readonly text: string;
   readonly lines: ReadonlyMap<string, string>;
 
   constructor(text: string, gpa: Gpa = 0) {
     this.gpa = gpa;
+    this.text = text;
     const lines = new Map<string, string>();
     for (const line of text.split('\n')) {
       const equals = line.indexOf('=');
@@ -55,37 +57,35 @@ function parse(text: string | undefined, base: 10 | 16): bigint | undefined {
 
 const START = Buffer.from('OSRELEASE=');
 
-/** All VMCOREINFO pages in `memory` that `accept` does not refuse; ends at the first one that it takes. */
+/** Guests left by a reboot are rare; pages forged by a hostile guest may be many. */
+const MAX_CANDIDATES = 64;
+
+/** Offers the VMCOREINFO pages in `memory` to `accept`, until it answers something. */
 export function* findVmcoreinfo<T>(
   memory: PhysicalMemory,
   onProgress: OnProgress | undefined,
   accept: (info: Vmcoreinfo) => Walk<T | undefined>,
 ): Walk<T | undefined> {
-  const tried: Vmcoreinfo[] = [];
-  let from = 0;
-  for (;;) {
-    const ranges = ramOf(memory.regions)
-      .map(({ gpa, size }) => ({ gpa: Math.max(gpa, from), size: gpa + size - Math.max(gpa, from) }))
-      .filter((range) => range.size > 0);
-    const info = yield* scan(memory, ranges, { phase: 'VMCOREINFO', onProgress }, findPage);
-    if (info === undefined) return undefined;
-    const accepted = yield* accept(info);
-    if (accepted !== undefined) return accepted;
-    tried.push(info);
-    if (tried.length >= MAX_CANDIDATES) return undefined;
-    from = info.gpa + PAGE_SIZE;
-  }
+  let candidates = 0;
+  const offer = function* (bytes: Buffer, gpa: Gpa): Walk<{ readonly accepted: T | undefined } | undefined> {
+    for (const info of pagesIn(bytes, gpa)) {
+      if (candidates++ >= MAX_CANDIDATES) return { accepted: undefined };
+      const accepted = yield* accept(info);
+      if (accepted !== undefined) return { accepted };
+    }
+    return undefined;
+  };
+  const options = { phase: 'VMCOREINFO', onProgress };
+  const ranges = endsFirst(ramOf(memory.regions));
+  const found = yield* scan(memory, ranges, options, (bytes, gpa) => run(offer(bytes, gpa)));
+  return found?.accepted;
 }
 
-/** Guests left by a reboot are rare; pages forged by a hostile guest may be many. */
-const MAX_CANDIDATES = 64;
-
-function findPage(bytes: Buffer, gpa: Gpa): Vmcoreinfo | undefined {
+function* pagesIn(bytes: Buffer, gpa: Gpa): IterableIterator<Vmcoreinfo> {
   for (let at = 0; at + START.length <= bytes.length; at += PAGE_SIZE) {
     if (bytes[at] !== 0x4f || bytes.compare(START, 0, START.length, at, at + START.length) !== 0) continue;
     const end = bytes.indexOf(0, at);
     const page = Math.min(at + PAGE_SIZE, bytes.length);
-    return new Vmcoreinfo(bytes.toString('latin1', at, end < 0 || end > page ? page : end), gpa + at);
+    yield new Vmcoreinfo(bytes.toString('latin1', at, end < 0 || end > page ? page : end), gpa + at);
   }
-  return undefined;
 }

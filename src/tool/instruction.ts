@@ -1,5 +1,5 @@
 import { getS32, getU32, getU64 } from '../abi/bytes.ts';
-import type { GeneralRegister } from '../abi/index.ts';
+import { NUMBERED_REGISTERS } from '../abi/index.ts';
 import { CMP, compute, MASK32, MASK64, OPERATIONS, STATUS, TEST } from './alu.ts';
 import type { Registers } from './registers.ts';
 
@@ -18,25 +18,6 @@ export interface Instruction {
    */
   run(registers: Registers, top: bigint): bigint;
 }
-
-const GENERAL: readonly GeneralRegister[] = [
-  'rax',
-  'rcx',
-  'rdx',
-  'rbx',
-  'rsp',
-  'rbp',
-  'rsi',
-  'rdi',
-  'r8',
-  'r9',
-  'r10',
-  'r11',
-  'r12',
-  'r13',
-  'r14',
-  'r15',
-];
 
 /** What stands in front of the opcode, and the bytes from there on. */
 interface Encoding {
@@ -109,8 +90,8 @@ function immediate(bytes: Uint8Array, at: number, size: number): bigint | undefi
 
 function addressOf(registers: Registers, operand: ModRm, next: bigint): bigint {
   const { base, index, scale, displacement } = operand;
-  const from = base === 'rip' ? next : base === undefined ? 0n : registers[GENERAL[base]!];
-  const step = index === undefined ? 0n : registers[GENERAL[index]!] * scale;
+  const from = base === 'rip' ? next : base === undefined ? 0n : registers[NUMBERED_REGISTERS[base]!];
+  const step = index === undefined ? 0n : registers[NUMBERED_REGISTERS[index]!] * scale;
   return (from + step + displacement) & MASK64;
 }
 
@@ -138,7 +119,7 @@ function nop(length: number, tracked = false): Instruction {
 
 /** Writing 32 bits clears the upper half. */
 function assign(registers: Registers, register: number, size: 32 | 64, value: bigint): void {
-  registers[GENERAL[register]!] = size === 64 ? value & MASK64 : value & MASK32;
+  registers[NUMBERED_REGISTERS[register]!] = size === 64 ? value & MASK64 : value & MASK32;
 }
 
 function operate(
@@ -149,7 +130,12 @@ function operate(
   source: (registers: Registers) => bigint,
 ): Instruction {
   return instruction(length, (registers) => {
-    const { result, flags } = compute(operation, size, registers[GENERAL[target]!], source(registers));
+    const { result, flags } = compute(
+      operation,
+      size,
+      registers[NUMBERED_REGISTERS[target]!],
+      source(registers),
+    );
     registers.rflags = (registers.rflags & ~STATUS) | flags;
     if (operation !== CMP && operation !== TEST) assign(registers, target, size, result);
   });
@@ -172,7 +158,7 @@ function operateRegisters(encoding: Encoding, operation: number, toRm: boolean):
   const operand = modRm(encoding, encoding.at + 1);
   if (operand?.rm === undefined) return undefined;
   const { reg, rm, end } = operand;
-  const source = GENERAL[toRm ? reg : rm]!;
+  const source = NUMBERED_REGISTERS[toRm ? reg : rm]!;
   return operate(end, operation, encoding.size, toRm ? rm : reg, (registers) => registers[source]);
 }
 
@@ -181,7 +167,7 @@ function moveRegisters(encoding: Encoding, toRm: boolean): Instruction | undefin
   if (operand?.rm === undefined) return undefined;
   const { reg, rm, end } = operand;
   return instruction(end, (registers) => {
-    assign(registers, toRm ? rm : reg, encoding.size, registers[GENERAL[toRm ? reg : rm]!]);
+    assign(registers, toRm ? rm : reg, encoding.size, registers[NUMBERED_REGISTERS[toRm ? reg : rm]!]);
   });
 }
 
@@ -264,11 +250,11 @@ for (const operation of OPERATIONS) {
 }
 for (let register = 0; register < 8; register++) {
   ONE_BYTE.set(0x50 + register, ({ at, b }) => {
-    const source = GENERAL[register | b]!;
+    const source = NUMBERED_REGISTERS[register | b]!;
     return push(at + 1, (registers) => registers[source]);
   });
   ONE_BYTE.set(0x58 + register, ({ at, b }) => {
-    const target = GENERAL[register | b]!;
+    const target = NUMBERED_REGISTERS[register | b]!;
     return instruction(
       at + 1,
       (registers, top) => {

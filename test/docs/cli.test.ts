@@ -3,6 +3,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { cliPage, errorsPage } from '../../scripts/cli-doc.ts';
+import { sdkPage } from '../../scripts/sdk-doc.ts';
 import { loadCommands } from '../../src/cli/commands/index.ts';
 import { ERROR_CODES } from '../../src/cli/error-codes.ts';
 
@@ -14,6 +15,12 @@ function page(name: string): string {
 
 test('docs/reference/cli.md is what the commands say about themselves', async () => {
   assert.equal(page('cli.md'), await cliPage(), 'run `npm run docs` and commit the result');
+});
+
+test('docs/reference/sdk.md is what the declarations say', () => {
+  const declared = sdkPage();
+  assert.doesNotMatch(declared, /import\("/, 'a public member has a type that the compiler had to make up');
+  assert.equal(page('sdk.md'), declared, 'run `npm run docs` and commit the result');
 });
 
 test('docs/reference/errors.md is what the table of codes says', () => {

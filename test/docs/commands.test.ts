@@ -15,7 +15,7 @@ const TIMEOUT_MS = 60_000;
 
 function pages(): string[] {
   const all = readdirSync(join(root, 'docs'), { recursive: true, encoding: 'utf8' });
-  return all.filter((name) => name.endsWith('.md')).map((name) => join('docs', name));
+  return ['README.md', ...all.filter((name) => name.endsWith('.md')).map((name) => join('docs', name))];
 }
 
 /** The code blocks of a page in a language. */

@@ -1,5 +1,4 @@
 import { openQemu } from '../../src/drivers/qemu/index.ts';
-import { messageOf } from '../../src/error.ts';
 import { serve } from '../../src/host/index.ts';
 import { connect } from '../../src/transport/index.ts';
 
@@ -15,8 +14,8 @@ for (;;) {
     const channel = await connect(tool!);
     console.log('serving');
     await serve(machine, channel, { log: { info: report, warn: () => {}, error: report } });
-  } catch (error) {
-    console.error(messageOf(error));
+  } catch {
+    // The tool is not there yet, or not any more.
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

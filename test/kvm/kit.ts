@@ -67,6 +67,8 @@ export interface Finished {
 export interface Started {
   readonly process: ReturnType<typeof spawn>;
   readonly finished: Promise<Finished>;
+  /** What it has printed so far. */
+  output(): string;
   /** Resolves when the program has printed `text`. */
   printed(text: string): Promise<void>;
 }
@@ -90,6 +92,7 @@ export function start(program: string, args: readonly string[], timeout = 30_000
   return {
     process: child,
     finished,
+    output: () => stdout,
     async printed(text) {
       const seen = new Promise<void>((resolve) => {
         if (stdout.includes(text)) resolve();
@@ -127,7 +130,12 @@ export function assemble(name: string, folder: string): string {
 /** Starts one; its vCPUs exist when this resolves. */
 export async function startQemu(folder: string, vcpus = 1): Promise<Qemu> {
   const image = assemble('counter', folder);
-  const args = `-accel kvm -M pc -bios ${image} -display none -nodefaults -m 16 -smp ${vcpus}`;
+  return startQemuWith(`-M pc -bios ${image} -nodefaults -m 16`, vcpus);
+}
+
+/** Starts one with other options than {@link startQemu}, and with what they make it run. */
+export async function startQemuWith(options: string, vcpus = 1): Promise<Qemu> {
+  const args = `-accel kvm ${options} -display none -smp ${vcpus}`;
   const script = `qemu-system-x86_64 ${args} >/dev/null 2>&1 & echo $!`;
   const pid = Number.parseInt(execFileSync('sh', ['-c', script]).toString(), 10);
   const kill = (): void => {

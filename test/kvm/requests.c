@@ -2,7 +2,7 @@
 #include "vmm.h"
 #include <pthread.h>
 
-static int version_id;
+static int version_id, info_id, control_events_id;
 
 static void errors_before_hook(int vm)
 {
@@ -61,6 +61,58 @@ static void life_of_a_hook(int vm)
 	close(more[0]);
 }
 
+/* Turns the UNHOOK event on or off, as a tool. */
+static int control_unhook_event(int tool, int on)
+{
+	struct {
+		uint16_t event;
+		uint8_t enable, padding[5];
+	} body = { .event = 0, .enable = on };
+	return tool_command(tool, control_events_id, &body, sizeof(body));
+}
+
+static void permissions(int vm)
+{
+	int sockets[2];
+	socket_pair(sockets);
+	expect("HOOK for permissions", hook(vm, sockets[0], 0), 0);
+	expect("VM_GET_INFO before it is allowed", tool_command(sockets[1], info_id, NULL, 0), -EPERM);
+	expect("allow VM_GET_INFO", feature(vm, COMMAND, 1, info_id), 0);
+	expect("VM_GET_INFO", tool_command(sockets[1], info_id, NULL, 0), 0);
+	expect("disallow VM_GET_INFO", feature(vm, COMMAND, 0, info_id), 0);
+	expect("VM_GET_INFO after that", tool_command(sockets[1], info_id, NULL, 0), -EPERM);
+	expect("allow VM_CONTROL_EVENTS", feature(vm, COMMAND, 1, control_events_id), 0);
+	expect("an event that is not allowed", control_unhook_event(sockets[1], 1), -EPERM);
+	expect("allow the event", feature(vm, EVENT, 1, 0), 0);
+	expect("the event", control_unhook_event(sockets[1], 1), 0);
+	expect("disallow the event", feature(vm, EVENT, 0, 0), 0);
+	expect("an event that is no longer allowed", control_unhook_event(sockets[1], 1), -EPERM);
+	expect("UNHOOK after permissions", request(vm, UNHOOK, NULL), 0);
+	close(sockets[0]);
+	close(sockets[1]);
+}
+
+static void before_unhook(int vm)
+{
+	int sockets[2];
+	uint16_t event[1024];
+	socket_pair(sockets);
+	expect("HOOK for PREUNHOOK", hook(vm, sockets[0], 0), 0);
+	expect("allow all commands", feature(vm, COMMAND, 1, -1), 0);
+	expect("allow all events", feature(vm, EVENT, 1, -1), 0);
+	expect("PREUNHOOK before the tool asked for it", request(vm, PREUNHOOK, NULL), -ENOENT);
+	expect("the tool asks for it", control_unhook_event(sockets[1], 1), 0);
+	expect("PREUNHOOK", request(vm, PREUNHOOK, NULL), 0);
+	expect("the tool is told", recv(sockets[1], event, sizeof(event), 0) >= 16 && event[0] == 0, 1);
+	expect("PREUNHOOK twice", request(vm, PREUNHOOK, NULL), 0);
+	close(sockets[1]);
+	for (int tries = 0; request(vm, PREUNHOOK, NULL) == 0 && tries < 2000; tries++)
+		usleep(1000);
+	expect("PREUNHOOK after the tool hung up", request(vm, PREUNHOOK, NULL), -ENOENT);
+	expect("UNHOOK after PREUNHOOK", request(vm, UNHOOK, NULL), 0);
+	close(sockets[0]);
+}
+
 static void other_descriptors(int vm)
 {
 	int kvm = open("/dev/kvm", O_RDWR), vcpu = checked("KVM_CREATE_VCPU", ioctl(vm, KVM_CREATE_VCPU, 0));
@@ -87,6 +139,21 @@ static void child_of_fork(int vm)
 	expect("GET_VERSION after fork", get_version(sockets[1], version_id), 1);
 	expect("UNHOOK after fork", request(vm, UNHOOK, NULL), 0);
 	close(sockets[0]);
+	close(sockets[1]);
+}
+
+static void vm_of_a_child(void)
+{
+	int status, sockets[2];
+	socket_pair(sockets);
+	fflush(stdout);
+	pid_t child = fork();
+	if (child == 0)
+		_exit(hook(new_vm(), sockets[0], 0) == 0 && get_version(sockets[1], version_id) == 1 ? 0 : 1);
+	waitpid(child, &status, 0);
+	expect("a child hooks a VM of its own", status, 0);
+	close(sockets[0]);
+	expect("hang-up after the child has ended", hung_up(sockets[1]), 1);
 	close(sockets[1]);
 }
 
@@ -145,13 +212,17 @@ static void threads_at_once(int vm)
 int main(int argc, char **argv)
 {
 	use_series(argc > 1 ? argv[1] : "v9");
-	version_id = HOOK == _IOW(KVMIO, 0xc3, struct introspection_hook) ? 1 : 2;
-	int vm = new_vm(), capability = version_id == 1 ? 184 : 193;
+	int is_v9 = HOOK == _IOW(KVMIO, 0xc3, struct introspection_hook);
+	version_id = is_v9 ? 1 : 2;
+	info_id = is_v9 ? 4 : 8;
+	control_events_id = is_v9 ? 5 : 10;
+	int vm = new_vm(), capability = is_v9 ? 184 : 193;
 	if (feature(vm, COMMAND, 1, -1) == -ENOTTY) {
 		printf("KVM introspection is not there: %s\n", strerror(ENOTTY));
 		return NOT_SUPPORTED;
 	}
 	if (feature(vm, COMMAND, 1, -1) == -EPERM) {
+		expect("the capability while disabled", ioctl(vm, KVM_CHECK_EXTENSION, capability), is_v9);
 		expect("UNHOOK while disabled", request(vm, UNHOOK, NULL), -EPERM);
 		expect("PREUNHOOK while disabled", request(vm, PREUNHOOK, NULL), -EPERM);
 		expect("HOOK with a bad pointer while disabled", request(vm, HOOK, (void *)8), -EPERM);
@@ -161,8 +232,11 @@ int main(int argc, char **argv)
 	errors_before_hook(vm);
 	hook_errors(vm);
 	life_of_a_hook(vm);
+	permissions(vm);
+	before_unhook(vm);
 	other_descriptors(vm);
 	child_of_fork(vm);
+	vm_of_a_child();
 	two_vms(vm);
 	threads_at_once(vm);
 	if (failures == 0)

@@ -33,10 +33,12 @@ describe('kvmi run', { skip: skip ?? false }, () => {
     });
   }
 
-  it('refuses everything when introspection is disabled', async () => {
-    const { code, stdout } = await runUnder([requests, 'v9'], ['--disabled']).finished;
-    assert.equal(code, DISABLED, stdout);
-  });
+  for (const series of ['v9', 'v12']) {
+    it(`refuses every request of ${series} when introspection is disabled`, async () => {
+      const { code, stdout } = await runUnder([requests, series], ['--disabled']).finished;
+      assert.equal(code, DISABLED, stdout);
+    });
+  }
 
   it("leaves the program's stdio and exit code alone", async () => {
     const run = runUnder(['sh', '-c', 'cat; echo error >&2; exit 7']);
@@ -63,6 +65,7 @@ describe('kvmi run', { skip: skip ?? false }, () => {
     ['exit', 42],
     ['signal', 128 + 15],
     ['close', 42],
+    ['exec', 0],
   ] as const) {
     it(`hangs up on the tool when the VMM ends its VM by ${how}`, async () => {
       const path = join(folder, `tool-${how}.sock`);

@@ -100,6 +100,25 @@ static int hung_up(int fd)
 	return recv(fd, &byte, 1, 0) == 0;
 }
 
+/* A command without data in its reply on the tool's end: its error code, or 1 when there is no reply. */
+static int tool_command(int fd, int id, const void *body, int size)
+{
+	char message[64] = { 0 };
+	struct {
+		uint16_t id, size;
+		uint32_t seq;
+		int32_t err;
+		uint8_t rest[64];
+	} reply;
+	struct timeval two_seconds = { .tv_sec = 2 };
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &two_seconds, sizeof(two_seconds));
+	memcpy(message, (uint16_t[]){ id, size, 1, 0 }, 8);
+	memcpy(message + 8, body, size);
+	if (send(fd, message, 8 + size, 0) != 8 + size)
+		return 1;
+	return recv(fd, &reply, sizeof(reply), 0) >= 12 && reply.id == id ? reply.err : 1;
+}
+
 /* GET_VERSION on the tool's end: the version, or a negative number. */
 static int get_version(int fd, int id)
 {

@@ -88,7 +88,7 @@ for (const series of ['6.1', '6.12'] as const) {
       });
       const file = join(mkdtempSync(join(tmpdir(), 'kvmi-vmlinux-')), 'vmlinux');
       writeFileSync(file, vmlinux);
-      const typed = await Linux.find(busy.memory, { types: typesFromFile(file) });
+      const typed = await Linux.find(busy.memory, { types: await typesFromFile(file) });
       const pids = async (from: Linux) =>
         (await from.processes()).rows.map(({ pid }) => pid).filter((pid) => pid < 100);
       assert.deepEqual(await pids(typed), await pids(linux));
@@ -244,7 +244,7 @@ for (const series of ['6.1', '6.12'] as const) {
           const file = join(directory, `own.${format}`);
           await dumpMemory({ memory: busy.memory }, file, { format });
           assert.equal(statSync(file).mode & 0o777, 0o600, 'nobody else may read it');
-          assert.deepEqual(verifyDump(file), []);
+          assert.deepEqual(await verifyDump(file), []);
         }
         for (const format of ['elf', 'kdump-zlib']) {
           const protocol = `file:${join(directory, `qemu.${format}`)}`;

@@ -53,9 +53,9 @@ export interface BusyGuest {
 }
 
 /** A guest with two vCPUs, modules, and a process with threads, files and sockets of all kinds. */
-export async function bootBusyGuest(series: KernelSeries): Promise<BusyGuest> {
+export async function bootBusyGuest(series: KernelSeries, args: readonly string[] = []): Promise<BusyGuest> {
   const files = [{ path: '/program', content: readFileSync(programFile()!) }, ...moduleFiles(series)];
-  const guest = await LinuxGuest.boot({ kernel: series, smp: 2, memory: 512, files });
+  const guest = await LinuxGuest.boot({ kernel: series, smp: 2, memory: 512, files, args });
   try {
     await guest.run('ip link set lo up');
     for (const name of MODULES) await guest.run(`insmod /modules/${name}.ko`);

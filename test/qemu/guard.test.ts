@@ -7,6 +7,8 @@ import { KernelText, symbolsOf } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 const ROUNDS = 25;
+/** Within a second on a machine that does nothing else; how soon is measured by a benchmark. */
+const PATIENCE_MS = 10_000;
 const FUNCTION = '__x64_sys_getuid';
 
 describe('the host side of a QEMU machine is killed', { skip: whyNoLinuxGuest() ?? false }, () => {
@@ -25,7 +27,7 @@ describe('the host side of a QEMU machine is killed', { skip: whyNoLinuxGuest() 
   });
   after(() => vm?.kill());
 
-  test(`at ${ROUNDS} moments with breakpoints armed: the guest runs on within a second, unharmed`, async () => {
+  test(`at ${ROUNDS} moments with breakpoints armed: the guest runs on, unharmed`, async () => {
     for (let round = 0; round < ROUNDS; round++) {
       const host = spawn(process.execPath, [join(import.meta.dirname, 'victim.js'), vm.qmp, String(gpa)], {
         stdio: ['ignore', 'pipe', 'inherit'],
@@ -33,7 +35,9 @@ describe('the host side of a QEMU machine is killed', { skip: whyNoLinuxGuest() 
       await once(host.stdout!, 'data');
       await new Promise((resolve) => setTimeout(resolve, round * 13));
       host.kill('SIGKILL');
-      await vm.nextTicks(1, 1000).catch(() => assert.fail(`round ${round}: the guest's clock stands still`));
+      await vm
+        .nextTicks(1, PATIENCE_MS)
+        .catch(() => assert.fail(`round ${round}: the guest's clock stands still`));
       await gone(`round ${round}`);
     }
     assert.deepEqual(await text.changes(vm), [], 'kernel text is as before');
@@ -46,7 +50,7 @@ describe('the host side of a QEMU machine is killed', { skip: whyNoLinuxGuest() 
 
   /** Waits until the guard has removed the gdbstub and what the host left on tmpfs. */
   async function gone(when: string): Promise<void> {
-    for (const deadline = Date.now() + 5000; ; ) {
+    for (const deadline = Date.now() + PATIENCE_MS; ; ) {
       const chardevs = (await vm.monitor.execute('query-chardev')) as { label: string }[];
       const left = chardevs.filter(({ label }) => label === 'gdb');
       if (left.length === 0) break;

@@ -1,30 +1,16 @@
 import assert from 'node:assert/strict';
-import { execFile, execFileSync } from 'node:child_process';
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { promisify } from 'node:util';
 import { getRegister, STATE_SIZE } from '../../src/abi/state.ts';
 import { findQemuMachines, openQemu, type QemuMachine } from '../../src/drivers/qemu/index.ts';
 import { debianKernel } from '../kit/debian-kernel.ts';
 import { TestHandler } from '../kit/handler.ts';
 import { buildInitramfs } from '../kit/initramfs.ts';
+import { Libvirt, whyNoLibvirt } from '../kit/libvirt.ts';
 import { whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 const NAME = `kvmi-test-${process.pid}`;
-const run = promisify(execFile);
-
-function whyNoLibvirt(): string | undefined {
-  const reason = whyNoLinuxGuest();
-  if (reason !== undefined) return reason;
-  try {
-    execFileSync('virsh', ['-c', 'qemu:///system', 'list'], { stdio: 'pipe', timeout: 5000 });
-    return undefined;
-  } catch (error) {
-    return `libvirt is not installed or does not run: ${(error as Error).message.split('\n')[0]}`;
-  }
-}
 
 function domainXml(directory: string, kernel: string): string {
   return `<domain type='qemu'>
@@ -41,30 +27,28 @@ function domainXml(directory: string, kernel: string): string {
   </domain>`;
 }
 
-describe('a libvirt domain', { skip: whyNoLibvirt() ?? false }, () => {
-  let directory: string;
+describe('a libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() ?? false }, () => {
+  let libvirt: Libvirt;
   let machine: QemuMachine;
   let handler: TestHandler;
 
-  async function virsh(...args: string[]): Promise<string> {
-    return (await run('virsh', ['-c', 'qemu:///system', ...args])).stdout.trim();
-  }
+  const virsh = (...args: string[]): Promise<string> => libvirt.virsh(...args);
 
   before(async () => {
-    directory = mkdtempSync(join(tmpdir(), 'kvmi-libvirt-'));
-    chmodSync(directory, 0o755);
+    libvirt = await Libvirt.start();
+    const { directory } = libvirt;
     const kernel = debianKernel();
     assert.ok(typeof kernel !== 'string');
     writeFileSync(join(directory, 'initrd'), buildInitramfs('/bin/busybox'));
     writeFileSync(join(directory, 'domain.xml'), domainXml(directory, kernel.image));
     await virsh('create', join(directory, 'domain.xml'));
-    machine = await openQemu({ libvirt: NAME, uri: 'qemu:///system' });
+    machine = await openQemu({ libvirt: NAME, uri: libvirt.uri });
     handler = await TestHandler.attach(machine);
   });
   after(async () => {
     await machine?.close();
     await virsh('destroy', NAME).catch(() => {});
-    rmSync(directory, { recursive: true, force: true });
+    await libvirt?.stop();
   });
 
   async function rip(): Promise<bigint> {

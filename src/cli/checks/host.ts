@@ -26,7 +26,8 @@ export interface TraceRights {
 
 const CAP_SYS_PTRACE = 19n;
 
-const SET_CAPABILITY = 'Run as root, or: sudo setcap cap_sys_ptrace+ep "$(readlink -f "$(command -v node)")"';
+const SET_CAPABILITY =
+  'Run as root (in a container with --cap-add SYS_PTRACE), or: sudo setcap cap_sys_ptrace+ep "$(readlink -f "$(command -v node)")"';
 
 export function traceFinding({ uid, capabilities, yama = 0 }: TraceRights): Finding {
   const capable = ((capabilities >> CAP_SYS_PTRACE) & 1n) === 1n;
@@ -97,7 +98,7 @@ export const HOST_CHECKS: readonly Check[] = [
   },
   {
     name: 'trace',
-    enables: 'fast guest memory through /proc/PID/mem',
+    enables: 'kvm:PID, and fast guest memory of QEMU; kvmi run traces only what it has started',
     examine: () =>
       isLinux && existsSync('/proc/self/status')
         ? traceFinding(traceRights())

@@ -4,10 +4,10 @@ import { type Gva, type HardwareBreakpoints, requireCapability } from '../../mac
 import type { Guest } from '../../tool/index.ts';
 import { argument, command, defaultOption, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
+import { withGuest } from '../guest-session.ts';
 import { Mailbox } from '../mailbox.ts';
 import { type Column, now, type Row } from '../output/columns.ts';
 import { GENERAL_NAMES } from '../registers.ts';
-import { withGuest } from '../session.ts';
 import type { StopMeter } from '../stop-meter.ts';
 import { VM } from '../targets.ts';
 import { integer, place } from '../values.ts';

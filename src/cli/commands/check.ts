@@ -1,9 +1,14 @@
 import { readFileSync } from 'node:fs';
-import type { Finding } from '../../linux/index.ts';
-import { command, valueOption } from '../command.ts';
+import { messageOf } from '../../error.ts';
+import type { Baseline, CheckOptions, Finding, Linux } from '../../linux/index.ts';
+import type { Machine } from '../../machine/index.ts';
+import { command, type OptionValues, valueOption } from '../command.ts';
+import type { Context } from '../context.ts';
 import { UsageError } from '../errors.ts';
 import { EXIT } from '../exit-codes.ts';
-import { LINUX_OPTIONS, type LinuxColumn, linuxRows } from '../linux.ts';
+import { LINUX_OPTIONS, type LinuxColumn, printed, withLinux } from '../linux.ts';
+import { writeNewFile } from '../new-file.ts';
+import { whilePaused } from '../paused.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 import { text } from '../values.ts';
 
@@ -12,7 +17,7 @@ const COLUMNS: readonly LinuxColumn<Finding>[] = [
     name: 'check',
     kind: 'text',
     key: true,
-    about: 'text, syscall, interrupt, entry, hidden-process, hidden-module or credentials',
+    about: 'text, syscall, interrupt, entry, hook, hidden-process, hidden-module or credentials',
   },
   { name: 'subject', kind: 'text', key: true, about: 'a function, a system call, a process, a module' },
   { name: 'address', kind: 'hex', about: 'where the evidence is in guest memory' },
@@ -20,46 +25,93 @@ const COLUMNS: readonly LinuxColumn<Finding>[] = [
   { name: 'found', kind: 'text', cut: true, about: 'what is there' },
 ];
 
-function readVmlinux(path: string): Uint8Array {
+const OPTIONS = {
+  ...LINUX_OPTIONS,
+  vmlinux: valueOption(
+    '--vmlinux <FILE>',
+    "compare the kernel's code with its own file: vmlinux, vmlinuz, or Debian's package of it",
+    text,
+  ),
+  baseline: valueOption(
+    '--baseline <FILE>',
+    'compare with what --save-baseline wrote in the same boot',
+    text,
+  ),
+  saveBaseline: valueOption(
+    '--save-baseline <FILE>',
+    'write what a later check compares with to a new file; nothing else is done',
+    text,
+  ),
+} as const;
+
+async function readBaseline(path: string): Promise<Baseline> {
+  const { baselineFromBytes } = await import('../../linux/index.ts');
+  let bytes: Uint8Array;
   try {
-    return readFileSync(path);
+    bytes = readFileSync(path);
   } catch (error) {
-    throw new UsageError(`--vmlinux ${path}: ${(error as Error).message}`);
+    throw new UsageError(`--baseline ${path}: ${(error as Error).message}`);
   }
+  return baselineFromBytes(bytes);
+}
+
+async function referencesOf(options: OptionValues<typeof OPTIONS>): Promise<CheckOptions> {
+  const { vmlinux, baseline } = options;
+  const { readKernelFile } = await import('../../linux/kernel-file.ts');
+  return {
+    ...(vmlinux !== undefined && { vmlinux: await readKernelFile(vmlinux) }),
+    ...(baseline !== undefined && { baseline: await readBaseline(baseline) }),
+  };
+}
+
+/** The states of the vCPUs, each taken out of the guest for a moment; says why they are missing when they are. */
+async function statesOf(context: Context, machine: Machine): Promise<readonly Uint8Array[]> {
+  try {
+    return await whilePaused(machine, context.signal, async (states) =>
+      states.map((state) => Uint8Array.from(state)),
+    );
+  } catch (error) {
+    context.signal.throwIfAborted();
+    context.partial(`the vCPUs' entries of the kernel were not checked: ${messageOf(error)}`);
+    return [];
+  }
+}
+
+async function saveBaseline(context: Context, linux: Linux, path: string): Promise<void> {
+  const { baselineToBytes } = await import('../../linux/index.ts');
+  writeNewFile(path, baselineToBytes(await linux.baseline()));
+  context.log.note(`the baseline of ${linux.kernel.release} was written to ${path}`);
 }
 
 export const check = command({
   name: 'check',
   summary: 'look for signs of manipulation in a Linux guest',
   description: [
-    'Code that was changed, system calls and interrupts that lead elsewhere, hidden processes and modules, stolen ' +
-      `credentials. Ends with ${EXIT.alert.code} when there is something. No row means that nothing was found, not ` +
-      'that nothing is there.',
+    'Code that was changed, system calls, interrupts and functions that lead elsewhere, hidden processes and modules, ' +
+      `stolen credentials. Ends with ${EXIT.alert.code} when there is something. No row means that nothing was found, ` +
+      'not that nothing is there. Changes of code are seen in full with a reference only: --vmlinux, or --baseline.',
+    "Each vCPU leaves the guest for a moment, to see where it enters the kernel. The guest's memory is only read.",
   ],
   arguments: [OPTIONAL_VM],
-  options: {
-    ...LINUX_OPTIONS,
-    vmlinux: valueOption(
-      '--vmlinux <FILE>',
-      "compare the kernel's code with its own, uncompressed vmlinux file",
-      text,
-    ),
-  },
+  options: OPTIONS,
   examples: [
     { command: 'kvmi check VM', does: 'all checks that need no reference' },
     {
-      command: 'kvmi check VM --vmlinux vmlinux --strict',
+      command: 'kvmi check VM --vmlinux linux-image-6.12.deb --strict',
       does: 'compare the code, and fail when a part is missing',
     },
+    { command: 'kvmi check VM --save-baseline well', does: 'remember the guest while it is well …' },
+    { command: 'kvmi check VM --baseline well', does: '… and see later what has changed' },
   ],
   columns: COLUMNS,
-  run(context, [vm], options) {
-    const vmlinux = options.vmlinux === undefined ? undefined : readVmlinux(options.vmlinux);
-    return linuxRows(context, vm, options, COLUMNS, async (linux) => {
-      const found = await linux.check(vmlinux === undefined ? {} : { vmlinux });
-      if (found.rows.length > 0) context.exitWith(EXIT.alert.code);
+  run: (context, [vm], options) =>
+    withLinux(context, vm, options, async function* (linux, machine) {
+      if (options.saveBaseline !== undefined) return saveBaseline(context, linux, options.saveBaseline);
+      const references = await referencesOf(options);
+      const states = await statesOf(context, machine);
+      const { rows, reasons } = await linux.check({ ...references, states });
+      if (rows.length > 0) context.exitWith(EXIT.alert.code);
       else context.log.note(`nothing was found in ${linux.kernel.release}`);
-      return found;
-    });
-  },
+      yield* printed(context, COLUMNS, { rows, reasons });
+    }),
 });

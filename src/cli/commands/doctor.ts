@@ -13,6 +13,10 @@ async function allChecks(): Promise<readonly Check[]> {
   return [...HOST_CHECKS, ...(await kvmChecks()), ...QEMU_CHECKS];
 }
 
+/** The longest name of a check. */
+const NAME_WIDTH = 11;
+const INDENT = ' '.repeat(NAME_WIDTH + 4);
+
 const SIGNS: Readonly<Record<Severity, string>> = { ok: 'ok', info: '--', warning: '!!', error: 'XX' };
 
 async function* examine({ name, enables, examine }: Check): AsyncGenerator<Row> {
@@ -47,10 +51,10 @@ export const doctor = command({
     for await (const row of rows) {
       const severity = row.severity as Severity;
       const about = row.about === undefined ? '' : `${printable(String(row.about))}: `;
-      yield `${paint[severity](SIGNS[severity])} ${String(row.check).padEnd(9)} ${about}${printable(String(row.found))}`;
+      yield `${paint[severity](SIGNS[severity])} ${String(row.check).padEnd(NAME_WIDTH)} ${about}${printable(String(row.found))}`;
       if (severity === 'ok') continue;
-      yield theme.dim(`${' '.repeat(13)}for ${row.enables}`);
-      if (row.remedy) yield `${' '.repeat(13)}${printable(String(row.remedy))}`;
+      yield theme.dim(`${INDENT}for ${row.enables}`);
+      if (row.remedy) yield `${INDENT}${printable(String(row.remedy))}`;
     }
   },
   async *run(context) {

@@ -9,9 +9,9 @@ import { parseAddress } from '../../transport/index.ts';
 import { command, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { UsageError } from '../errors.ts';
+import { withGuest } from '../guest-session.ts';
 import { whenAborted } from '../interruption.ts';
 import type { Row } from '../output/columns.ts';
-import { withGuest } from '../session.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 import { text } from '../values.ts';
 

@@ -91,7 +91,7 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     load: async () => (await import('./check.ts')).check,
   },
   symbols: {
-    summary: "show symbols of a Linux guest's kernel, by name or by address",
+    summary: "show symbols of a Linux guest's kernel and modules, by name or by address",
     load: async () => (await import('./symbols.ts')).symbols,
   },
   type: {
@@ -109,6 +109,10 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
   dump: {
     summary: 'write the memory of a VM to a file',
     load: async () => (await import('./dump.ts')).dump,
+  },
+  verify: {
+    summary: 'compare a memory dump with its checksums',
+    load: async () => (await import('./verify.ts')).verify,
   },
   break: {
     summary: 'report each time the guest executes an instruction',

@@ -1,10 +1,11 @@
 import { argument, command, defaultOption, flag, optionalArgument } from '../command.ts';
 import type { Context } from '../context.ts';
 import { UsageError } from '../errors.ts';
+import { withGuest } from '../guest-session.ts';
 import { checkRange, Holes, physicalAddress, type ReadMemory, readRange } from '../memory.ts';
 import type { Row } from '../output/columns.ts';
 import { hexdump, hexRows } from '../output/hexdump.ts';
-import { withGuest, withMachine } from '../session.ts';
+import { withMachine } from '../session.ts';
 import { VM } from '../targets.ts';
 import { integer, place } from '../values.ts';
 import { vcpuOf } from './regs.ts';

@@ -4,9 +4,9 @@ import { requireCapability } from '../../machine/index.ts';
 import type { Guest, GuestVcpu, Registers } from '../../tool/index.ts';
 import { ReplyError } from '../../wire/index.ts';
 import { command, defaultOption, flag, repeatedOption } from '../command.ts';
+import { withGuest } from '../guest-session.ts';
 import { formatHex } from '../output/columns.ts';
 import { generalRows, msrIndex, msrRows, systemRows } from '../registers.ts';
-import { withGuest } from '../session.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 import { integer, type Parse } from '../values.ts';
 

@@ -1,5 +1,7 @@
-import type { Symbol as KernelSymbol, Linux } from '../../linux/index.ts';
+import type { Awaitable } from '../../awaitable.ts';
+import type { Symbol as KernelSymbol, Linux, ModuleSymbol, Rows } from '../../linux/index.ts';
 import { command, optionalArgument, valueOption } from '../command.ts';
+import type { Context } from '../context.ts';
 import { UsageError } from '../errors.ts';
 import { LINUX_OPTIONS, withLinux } from '../linux.ts';
 import { writeNewFile } from '../new-file.ts';
@@ -7,35 +9,52 @@ import type { Row } from '../output/columns.ts';
 import { VM } from '../targets.ts';
 import { type Place, place, text } from '../values.ts';
 
-function rowOf({ name, address, type }: KernelSymbol, offset = 0): Row {
-  return { name, address, type, offset };
+function rowOf(symbol: KernelSymbol | ModuleSymbol, offset = 0): Row {
+  const { name, address, type } = symbol;
+  return { name, address, type, module: 'module' in symbol ? symbol.module : undefined, offset };
+}
+
+/** The symbols of modules; says what is missing among them. */
+async function ofModules<T>(context: Context, answer: Awaitable<Rows<T>>): Promise<T[]> {
+  const { rows, reasons } = await answer;
+  for (const reason of reasons) context.partial(reason);
+  return rows;
 }
 
 /** The symbols that `wanted` means: by name, with all that share it, or the one that an address belongs to. */
-function* found({ symbols }: Linux, { symbol, offset }: Place): Generator<Row> {
+async function* found(context: Context, linux: Linux, wanted: Place): AsyncGenerator<Row> {
+  const { symbols } = linux;
+  const { symbol, offset } = wanted;
   if (symbol === undefined) {
-    const at = symbols.lookup(offset);
+    const [inModule] = await ofModules(context, linux.moduleSymbolAt(offset));
+    const at = inModule ?? symbols.lookup(offset);
     if (at) yield rowOf(at, at.offset);
     return;
   }
-  symbols.require(symbol);
-  for (const one of symbols.all(symbol)) yield rowOf(one, Number(offset));
+  const modules = await ofModules(context, linux.moduleSymbols());
+  const all = [...symbols.all(symbol), ...modules.filter(({ name }) => name === symbol)];
+  if (all.length === 0) symbols.require(symbol);
+  for (const one of all) yield rowOf(one, Number(offset));
 }
 
 export const symbols = command({
   name: 'symbols',
-  summary: "show symbols of a Linux guest's kernel, by name or by address",
+  summary: "show symbols of a Linux guest's kernel and modules, by name or by address",
   description: [
-    'They are at the addresses of this boot: with KASLR they move. --elf writes them to a file that gdb takes ' +
-      '(`gdb FILE`).',
+    'They are at the addresses of this boot: with KASLR they move. --elf writes those of the kernel to a file that ' +
+      'gdb takes (`gdb FILE`).',
   ],
   arguments: [
     VM,
-    optionalArgument('PLACE', 'a name, or an address in the kernel; all symbols unless given', place),
+    optionalArgument(
+      'PLACE',
+      'a name, or an address in the kernel or a module; all symbols unless given',
+      place,
+    ),
   ],
   options: {
     ...LINUX_OPTIONS,
-    elf: valueOption('--elf <FILE>', 'write all of them to a new ELF file instead', text),
+    elf: valueOption('--elf <FILE>', 'write those of the kernel to a new ELF file instead', text),
   },
   examples: [
     { command: 'kvmi symbols VM schedule', does: 'where a function is' },
@@ -46,6 +65,7 @@ export const symbols = command({
     { name: 'name', kind: 'text', key: true, about: 'of the symbol' },
     { name: 'address', kind: 'hex', about: 'where it starts' },
     { name: 'type', kind: 'text', about: 'as nm(1) prints it: T and t for code, D and d for data, …' },
+    { name: 'module', kind: 'text', about: 'that it is in; empty for the kernel itself' },
     { name: 'offset', kind: 'decimal', about: 'how far behind it the address is that was asked for' },
   ],
   run(context, [vm, wanted], options) {
@@ -57,9 +77,10 @@ export const symbols = command({
         writeNewFile(elf, symbolsElf(linux));
         context.log.note(`${linux.symbols.size} symbols of ${linux.kernel.release} written to ${elf}`);
       } else if (wanted !== undefined) {
-        yield* found(linux, wanted);
+        yield* found(context, linux, wanted);
       } else {
         for (const symbol of linux.symbols) yield rowOf(symbol);
+        for (const symbol of await ofModules(context, linux.moduleSymbols())) yield rowOf(symbol);
       }
     });
   },

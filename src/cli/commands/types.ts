@@ -26,7 +26,10 @@ const TYPE_COLUMNS: readonly LinuxColumn<TypeRow>[] = [
 export const type = command({
   name: 'type',
   summary: "show a type of a Linux guest's kernel",
-  arguments: [VM, argument('NAME', 'of a structure or an enumeration: task_struct', text)],
+  arguments: [
+    VM,
+    argument('NAME', 'of a structure or an enumeration: task_struct; MODULE:NAME for one of a module', text),
+  ],
   options: LINUX_OPTIONS,
   examples: [
     { command: 'kvmi type VM task_struct', does: 'all members with their offsets' },
@@ -55,7 +58,8 @@ export const print = command({
   summary: "show the value of a variable of a Linux guest's kernel",
   description: [
     'EXPRESSION is a variable or (TYPE)ADDRESS, then members and elements: `init_task.comm`, ' +
-      '`init_task.mm->pgd`, `(task_struct)0xffff888003a10000.pid`. It has a row for each value in it that has no parts.',
+      '`init_task.mm->pgd`, `(task_struct)0xffff888003a10000.pid`. Types and symbols of modules are found as well: ' +
+      '`(llc_sap)llc:some_variable`. There is a row for each value that has no parts.',
   ],
   arguments: [VM, argument('EXPRESSION', 'what to show, see below', text)],
   options: LINUX_OPTIONS,

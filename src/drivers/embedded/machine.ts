@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { KvmiError } from '../../error.ts';
 import {
   ACCESS,
+  type Capabilities,
   type Frames,
   type Machine,
   type MachineHandler,
@@ -68,7 +69,7 @@ export class EmbeddedMachine implements Machine {
   readonly name: string;
   readonly uuid: Uint8Array;
   readonly startTime = Number(process.hrtime.bigint() / 1_000_000n);
-  readonly capabilities = CAPABILITIES;
+  readonly capabilities: Capabilities = CAPABILITIES;
   readonly memory: GuestMemory;
   readonly views: MemoryViews;
   readonly frames: Frames = {

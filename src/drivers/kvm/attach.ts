@@ -1,8 +1,8 @@
 import { KvmiError } from '../../error.ts';
 import { kvmCapabilities } from './capabilities.ts';
 import { kvmFlavour } from './flavour.ts';
-import { KvmMachine } from './machine.ts';
-import type { Memslot } from './memslots.ts';
+import { KvmMachine, type KvmMachineOptions } from './machine.ts';
+import { oracleMemslots } from './oracle-memslots.ts';
 import { kvmDescriptors, statusNumber } from './proc.ts';
 import { VmFile } from './vm-file.ts';
 import { kernel } from './vmm.ts';
@@ -25,24 +25,48 @@ export interface MachineSafety {
   readonly unsafe?: boolean;
 }
 
+/** How the memory slots of a VM are found. */
+type MemslotProvider = KvmMachineOptions['memslots'];
+
 /** The memory slots of a VM as the kernel has them. */
-export function kernelMemslots(vm: VmFile): readonly Memslot[] {
+export const kernelMemslots: MemslotProvider = (vm) => {
   const view = kernel();
-  if (typeof view === 'string') {
-    throw new KvmiError('E_NO_MEMSLOTS', `the VM's memory cannot be found in its VMM: ${view}`, {
-      hint: 'Run as root on a kernel with BTF, or start the VMM with kvmi run.',
-    });
-  }
+  if (typeof view === 'string') throw noMemslots(view);
   return view.memslots(vm.held);
+};
+
+function noMemslots(why: string): KvmiError {
+  return new KvmiError('E_NO_MEMSLOTS', `the VM's memory cannot be found in its VMM: ${why}`, {
+    hint: 'Run as root on a kernel with BTF, or start the VMM with kvmi run.',
+  });
+}
+
+/**
+ * The memory slots of a VM of which the kernel tells nothing, guessed now, before its threads are traced. They are not
+ * looked up again; an error is thrown when the memory is needed.
+ */
+function guessedMemslots(vm: VmFile): MemslotProvider {
+  try {
+    const slots = oracleMemslots(vm, true);
+    return () => slots;
+  } catch (error) {
+    return () => {
+      throw error;
+    };
+  }
 }
 
 /** A machine for a VM descriptor that is held. */
 export function machineOf(
   file: VmFile,
-  { unsafe = false, liftFilters = false }: MachineSafety & { readonly liftFilters?: boolean } = {},
+  {
+    unsafe = false,
+    liftFilters = false,
+    memslots = kernelMemslots,
+  }: MachineSafety & Partial<Pick<KvmMachineOptions, 'liftFilters' | 'memslots'>> = {},
 ): KvmMachine {
   const capabilities = kvmCapabilities(kvmFlavour());
-  return new KvmMachine(file, { capabilities, unsafe, liftFilters, memslots: kernelMemslots });
+  return new KvmMachine(file, { capabilities, unsafe, liftFilters, memslots });
 }
 
 /**
@@ -80,5 +104,7 @@ export function attachKvm({ pid, vm, unsafe = false }: AttachOptions): KvmMachin
       },
     );
   }
-  return machineOf(new VmFile(pid, fd), { unsafe, liftFilters: true });
+  const file = new VmFile(pid, fd);
+  const memslots = typeof kernel() === 'string' ? guessedMemslots(file) : kernelMemslots;
+  return machineOf(file, { unsafe, liftFilters: true, memslots });
 }

@@ -1,4 +1,4 @@
-import { accessSync, constants } from 'node:fs';
+import { accessSync, closeSync, constants, openSync } from 'node:fs';
 import { release } from 'node:os';
 import { getU64 } from '../../abi/bytes.ts';
 import { KVM, KVM_CAP } from '../../abi/kvm.ts';
@@ -20,7 +20,8 @@ export interface DoctorRow {
   readonly hint: string;
 }
 
-type Finding = readonly [ok: boolean, found: string];
+/** Whether it is there, what was found, and how to get it when that depends on what was found. */
+type Finding = readonly [ok: boolean, found: string, hint?: string];
 
 interface Check {
   readonly check: string;
@@ -33,7 +34,6 @@ const O_RDWR = 2;
 const O_CLOEXEC = 0x80000;
 /** Size of struct seccomp_notif_sizes. */
 const NOTIF_SIZES_SIZE = 6;
-const CAP_SYS_PTRACE = 19n;
 const CAP_SYS_ADMIN = 21n;
 const FLAVOURS = {
   vmx: 'Intel VMX',
@@ -49,15 +49,13 @@ function effectiveCapability(bit: bigint): boolean {
 
 function device(): Finding {
   try {
-    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
+    // Opened, because a container may forbid what the file's mode allows.
+    closeSync(openSync('/dev/kvm', 'r+'));
     return [true, FLAVOURS[kvmFlavour()]];
   } catch (error) {
-    return [
-      false,
-      (error as NodeJS.ErrnoException).code === 'ENOENT'
-        ? 'there is no /dev/kvm'
-        : '/dev/kvm may not be opened',
-    ];
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [false, 'there is none'];
+    const hint = 'Add the user to the group that owns it: sudo usermod -aG kvm USER, then log in again.';
+    return [false, 'it may not be opened', hint];
   }
 }
 
@@ -70,22 +68,24 @@ function ffi(): Finding {
   }
 }
 
-function tracing(): Finding {
-  const scope = readText('/proc/sys/kernel/yama/ptrace_scope')?.trim();
-  if (effectiveCapability(CAP_SYS_PTRACE)) {
-    return [
-      scope !== '3',
-      scope === '3' ? 'Yama forbids tracing altogether (ptrace_scope 3)' : 'CAP_SYS_PTRACE',
-    ];
-  }
-  if (scope === undefined || scope === '0') return [true, 'processes of the same user'];
-  return [false, `no CAP_SYS_PTRACE, and Yama restricts tracing (ptrace_scope ${scope})`];
+/** The system calls that take descriptors of another process, tried on this one. */
+function descriptors(): Finding {
+  const { syscall, close } = libc();
+  const pidfd = Number(syscall(SYS.pidfd_open, process.pid, 0, 0, 0, 0, 0));
+  if (pidfd < 0) return [false, `pidfd_open: ${errnoName(libc().errno())}`];
+  const taken = Number(syscall(SYS.pidfd_getfd, pidfd, pidfd, 0, 0, 0, 0));
+  const why = errnoName(libc().errno());
+  close(pidfd);
+  if (taken < 0) return [false, `pidfd_getfd: ${why}`];
+  const compared = Number(syscall(SYS.kcmp, process.pid, process.pid, 0, taken, taken, 0));
+  close(taken);
+  return compared === 0 ? [true, 'pidfd_getfd, kcmp'] : [false, `kcmp: ${errnoName(libc().errno())}`];
 }
 
 function extension(capability: number): Finding {
   const lib = libc();
   const fd = lib.open('/dev/kvm', O_RDWR, 0);
-  if (fd < 0) return [false, `/dev/kvm: ${errnoName(lib.errno())}`];
+  if (fd < 0) return [false, `not known: /dev/kvm: ${errnoName(lib.errno())}`, 'See /dev/kvm.'];
   const value = lib.ioctl(fd, KVM.CHECK_EXTENSION, capability);
   lib.close(fd);
   return [value > 0, value > 0 ? 'yes' : 'no'];
@@ -119,7 +119,10 @@ function userfault(): Finding {
 function notification(): Finding {
   const sizes = new Uint8Array(NOTIF_SIZES_SIZE);
   const result = libc().syscall(SYS.seccomp, SECCOMP.GET_NOTIF_SIZES, 0, libc().addressOf(sizes), 0, 0, 0);
-  return Number(result) === 0 ? [true, 'yes'] : [false, errnoName(libc().errno())];
+  if (Number(result) !== 0) return [false, errnoName(libc().errno())];
+  const [major = 0, minor = 0] = release().split('.').map(Number);
+  const fast = major > 6 || (major === 6 && minor >= 6);
+  return [true, fast ? 'with synchronous wake-up' : 'without synchronous wake-up (Linux 6.6)'];
 }
 
 const CHECKS: readonly Check[] = [
@@ -132,18 +135,24 @@ const CHECKS: readonly Check[] = [
   {
     check: '/dev/kvm',
     enables: 'virtual machines on KVM',
-    hint: 'Load kvm_intel or kvm_amd, and add the user to the group kvm; in a container pass --device /dev/kvm.',
+    hint: 'Load kvm_intel or kvm_amd, with virtualization turned on in the firmware; in a container pass --device /dev/kvm.',
     examine: device,
   },
   {
-    check: 'tracing',
-    enables: 'kvmi attach; kvmi run',
-    hint: 'Run as root, or with CAP_SYS_PTRACE (in a container: --cap-add SYS_PTRACE), or set kernel.yama.ptrace_scope=0.',
-    examine: tracing,
+    check: 'pidfd',
+    enables: 'kvmi run, kvm:PID: descriptors of a VMM',
+    hint: 'Needs Linux 5.6 with CONFIG_KCMP; in a container --cap-add SYS_PTRACE.',
+    examine: descriptors,
   },
   {
-    check: 'VMMs with a seccomp filter',
-    enables: 'attaching to Firecracker and others that forbid themselves system calls',
+    check: 'seccomp',
+    enables: 'kvmi run: the introspection requests of an unmodified VMM',
+    hint: 'Needs Linux 5.5 with CONFIG_SECCOMP_FILTER.',
+    examine: notification,
+  },
+  {
+    check: 'confined',
+    enables: 'kvm:PID of Firecracker and others that forbid themselves system calls by seccomp',
     hint: 'Needs CAP_SYS_ADMIN and CONFIG_CHECKPOINT_RESTORE.',
     examine: () => [
       effectiveCapability(CAP_SYS_ADMIN),
@@ -151,21 +160,16 @@ const CHECKS: readonly Check[] = [
     ],
   },
   {
-    check: 'seccomp notification',
-    enables: 'kvmi run: the introspection ioctls of an unmodified VMM',
-    hint: 'Needs Linux 5.5 with CONFIG_SECCOMP_FILTER; 6.6 makes it faster.',
-    examine: notification,
-  },
-  {
     check: 'BTF',
-    enables: 'finding the memory of a VM whose VMM runs already',
+    enables: 'what BPF is needed for',
     hint: 'Needs a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build it.',
     examine: typeInformation,
   },
   {
     check: 'BPF',
-    enables: 'finding the memory of a VM whose VMM runs already, and the threads of its vCPUs',
-    hint: 'Needs Linux 5.16 and root, or CAP_BPF and CAP_PERFMON.',
+    enables:
+      'memory slots and vCPU threads as the kernel has them; without it kvmi run learns them from the requests of the VMM, and kvm:PID guesses them while the VMM is stopped',
+    hint: 'Needs BTF, Linux 5.16, and root or CAP_BPF and CAP_PERFMON (in a container --cap-add BPF --cap-add PERFMON).',
     examine: kernelReading,
   },
   {
@@ -175,15 +179,15 @@ const CHECKS: readonly Check[] = [
     examine: userfault,
   },
   {
-    check: 'KVM_CAP_SYNC_REGS',
+    check: 'SYNC_REGS',
     enables: 'registers without a system call of their own',
-    hint: 'Needs Linux 4.17.',
+    hint: 'Needs Linux 4.17 (KVM_CAP_SYNC_REGS).',
     examine: () => extension(KVM_CAP.SYNC_REGS),
   },
   {
-    check: 'KVM_CAP_X86_USER_SPACE_MSR',
+    check: 'MSR exits',
     enables: 'events for writes to MSRs',
-    hint: 'Needs Linux 5.10.',
+    hint: 'Needs Linux 5.10 (KVM_CAP_X86_USER_SPACE_MSR).',
     examine: () => extension(KVM_CAP.X86_USER_SPACE_MSR),
   },
 ];
@@ -192,8 +196,8 @@ const CHECKS: readonly Check[] = [
 export function doctorKvm(): DoctorRow[] {
   let usable = true;
   return CHECKS.map(({ check, enables, hint, examine }) => {
-    const [ok, found] = usable ? examine() : [false, 'not examined: koffi is missing'];
+    const [ok, found, special]: Finding = usable ? examine() : [false, 'not examined: koffi is missing'];
     if (check === 'koffi') usable = ok;
-    return { check, ok, found, enables, hint: ok ? '' : hint };
+    return { check, ok, found, enables, hint: ok ? '' : (special ?? hint) };
   });
 }

@@ -3,7 +3,7 @@ import { kernelMemslots } from './attach.ts';
 import { nameOf } from './identity.ts';
 import { kvmDescriptors, processes, statusNumber } from './proc.ts';
 import { VmFile } from './vm-file.ts';
-import { Vmm } from './vmm.ts';
+import { kernel, Vmm } from './vmm.ts';
 
 /** A VM on stock KVM of this host. */
 export interface KvmMachineRow {
@@ -33,7 +33,7 @@ function row(pid: number, vm: number): KvmMachineRow | undefined {
     file = new VmFile(pid, vm);
     vmm = new Vmm(file);
     const vcpus = vmm.vcpuDescriptors().length;
-    const memory = kernelMemslots(file).reduce((sum, slot) => sum + (slot.readonly ? 0 : slot.size), 0);
+    const memory = memoryOf(file);
     return { ...base, vcpus, memory, hookable: obstacle(pid) ?? true };
   } catch (error) {
     // It ended meanwhile, or nothing can be done about it.
@@ -48,6 +48,12 @@ function row(pid: number, vm: number): KvmMachineRow | undefined {
     vmm?.close();
     file?.release();
   }
+}
+
+/** Not where it would have to be guessed: that stops the VMM. */
+function memoryOf(file: VmFile): number | undefined {
+  if (typeof kernel() === 'string') return undefined;
+  return kernelMemslots(file).reduce((sum, slot) => sum + (slot.readonly ? 0 : slot.size), 0);
 }
 
 function obstacle(pid: number): string | undefined {

@@ -3,10 +3,10 @@ import { fileURLToPath } from 'node:url';
 import { KvmiError } from '../../error.ts';
 import type { Journal } from './journal.ts';
 
-const MAIN = fileURLToPath(new URL('./guard-main.js', import.meta.url));
+const scriptPath = (name: string): string => fileURLToPath(new URL(`./${name}.js`, import.meta.url));
 const START_TIMEOUT_MS = 10_000;
 
-/** A process that cleans up after this one when it is killed; see guard-main. */
+/** A process that does what is left to do when this one is killed. */
 export class Guard {
   readonly #process: ChildProcess;
 
@@ -14,11 +14,20 @@ export class Guard {
     this.#process = child;
   }
 
-  /** Starts it; it is ready when the promise resolves. */
+  /** One that takes back what the journal of a VM names: guard-main. It is ready when the promise resolves. */
   static start(pid: number, vmFd: number, journal: Journal): Promise<Guard> {
-    const child = spawn(process.execPath, [MAIN, String(process.pid), String(pid), String(vmFd)], {
+    return Guard.#spawn('guard-main', [pid, vmFd], journal.fd);
+  }
+
+  /** One that goes on answering a seccomp listener: listener-guard-main. */
+  static forListener(listener: number): Promise<Guard> {
+    return Guard.#spawn('listener-guard-main', [], listener);
+  }
+
+  static #spawn(script: string, args: readonly number[], ...descriptors: readonly number[]): Promise<Guard> {
+    const child = spawn(process.execPath, [scriptPath(script), String(process.pid), ...args.map(String)], {
       detached: true,
-      stdio: ['ignore', 'pipe', 'ignore', journal.fd],
+      stdio: ['ignore', 'pipe', 'ignore', ...descriptors],
     });
     child.unref();
     return new Promise((resolve, reject) => {

@@ -23,11 +23,13 @@ const FPROG_SIZE = 16;
 const EACCES = 13n;
 const EINVAL = 22n;
 
-/** A program that runs under a seccomp filter whose notifications this process answers. */
+/** A program under a seccomp filter whose notifications this process answers. It waits before its first instruction. */
 export interface Launched {
   readonly pid: number;
   /** The filter's listener. */
   readonly listener: number;
+  /** Lets the program run; it is not traced any more. */
+  start(): void;
 }
 
 /** The file that `name` runs, looked for in PATH as a shell does. @throws KvmiError with code E_NOT_FOUND. */
@@ -50,10 +52,7 @@ function isExecutable(file: string): boolean {
   }
 }
 
-/**
- * Starts `argv` under `filter` (a classic BPF program). The program has this process's stdio, environment and
- * folder, and is not traced when this returns.
- */
+/** Loads `argv` under `filter` (a classic BPF program). It has this process's stdio, environment and folder. */
 export function launch(argv: readonly string[], filter: Uint8Array): Launched {
   const [name, ...args] = argv;
   const program = findProgram(name ?? '');
@@ -63,16 +62,20 @@ export function launch(argv: readonly string[], filter: Uint8Array): Launched {
     const memory = new ProcessMemory(pid);
     try {
       const listener = installFilter(pid, tracee, memory, filter);
-      tracee.detach();
-      return { pid, listener };
+      return { pid, listener, start: () => tracee.detach() };
     } finally {
       memory.close();
     }
   } catch (error) {
-    libc().kill(pid, SIGNAL.SIGKILL);
-    libc().wait4(pid, new Uint8Array(4), WAIT.ALL, null);
+    abandon(pid);
     throw error;
   }
+}
+
+/** Ends a program that has not been started. */
+export function abandon(pid: number): void {
+  libc().kill(pid, SIGNAL.SIGKILL);
+  libc().wait4(pid, new Uint8Array(4), WAIT.ALL, null);
 }
 
 /** Not by child_process: the event loop would wait for the child, and get its stops instead of us. */

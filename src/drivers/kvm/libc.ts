@@ -29,7 +29,6 @@ export interface Libc {
   kill(pid: number, signal: number): number;
   tgkill(pid: number, tid: number, signal: number): number;
   poll(fds: Uint8Array, count: number, timeout: number): number;
-  pipe2(fds: Uint8Array, flags: number): number;
   schedYield(): number;
   recv(fd: number, into: Uint8Array, size: number, flags: number): number;
   send(fd: number, from: Uint8Array, size: number, flags: number): number;
@@ -77,7 +76,6 @@ const PROTOTYPES: Readonly<Record<Exclude<keyof Libc, 'errno' | 'view' | 'addres
   kill: 'int kill(int pid, int signal)',
   tgkill: 'int tgkill(int pid, int tid, int signal)',
   poll: 'int poll(void *fds, unsigned long count, int timeout)',
-  pipe2: 'int pipe2(void *fds, int flags)',
   schedYield: 'int sched_yield()',
   recv: 'int64_t recv(int fd, void *into, size_t size, int flags)',
   send: 'int64_t send(int fd, void *from, size_t size, int flags)',
@@ -131,6 +129,21 @@ export function libc(): Libc {
       hint: 'Install the optional dependency koffi (npm install koffi), on Linux x86-64 with glibc.',
       cause: error,
     });
+  }
+}
+
+/**
+ * The epoll descriptor of the main thread's event loop: readable when the loop has something to do. -1 in a Node.js
+ * that does not export libuv's functions, as every build does that loads native addons.
+ */
+export function eventLoopDescriptor(): number {
+  try {
+    const koffi = createRequire(import.meta.url)('koffi') as Koffi;
+    const node = koffi.load(null);
+    const loop = node.func('uintptr_t uv_default_loop()')() as Word;
+    return node.func('int uv_backend_fd(uintptr_t loop)')(loop) as number;
+  } catch {
+    return -1;
   }
 }
 

@@ -1,4 +1,4 @@
-import { KVM_MEM_READONLY } from '../../abi/kvm.ts';
+import { KVM_MEM } from '../../abi/kvm.ts';
 import { KvmiError } from '../../error.ts';
 import { kernelLayout, type Layout } from './btf.ts';
 import { KernelMemory } from './kernel-memory.ts';
@@ -53,8 +53,14 @@ export class KernelView {
 
   /** @throws KvmiError with code E_NO_BTF or E_NO_BPF. */
   constructor() {
-    this.#layout = kernelLayout(NAMES);
+    // The rights first: they are found out at once.
     this.#memory = new KernelMemory();
+    try {
+      this.#layout = kernelLayout(NAMES);
+    } catch (error) {
+      this.#memory.close();
+      throw error;
+    }
   }
 
   #at(name: (typeof NAMES)[number]): bigint {
@@ -135,7 +141,7 @@ export class KernelView {
       gpa: Number(word('kvm_memory_slot.base_gfn') << PAGE_SHIFT),
       size: Number(word('kvm_memory_slot.npages') << PAGE_SHIFT),
       hva: Number(word('kvm_memory_slot.userspace_addr')),
-      readonly: (flags & KVM_MEM_READONLY) !== 0,
+      readonly: (flags & KVM_MEM.READONLY) !== 0,
     };
   }
 

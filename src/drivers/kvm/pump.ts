@@ -1,11 +1,11 @@
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
-import { Socket } from 'node:net';
 import { getU16, putU16, putU32 } from '../../abi/bytes.ts';
 import { POLL } from '../../abi/linux.ts';
-import { libc } from './libc.ts';
+import { eventLoopDescriptor, libc } from './libc.ts';
 
 /** How long one wait lasts at most, in ms: timers of the event loop may be this late. */
 const SLICE_MS = 10;
+/** The same where the event loop's descriptor is not known: then nothing that it waits for ends a wait. */
+const BLIND_SLICE_MS = 1;
 /**
  * How often the event loop turns without waiting after something has happened: callbacks of setImmediate that it has
  * led to must not wait for a slice to end.
@@ -40,7 +40,8 @@ export class Pump {
   #list: Entry[] = [];
   #running = false;
   #turnsLeft = TURNS_AFTER_EVENT;
-  #loopFd: number | undefined;
+  /** -1 until something is watched, and in a Node.js that does not tell it. */
+  #loopFd = -1;
 
   /** Calls `ready` with the POLL bits that are set whenever any is. */
   watch(fd: number, events: number, ready: (events: number) => void): Watch {
@@ -73,6 +74,7 @@ export class Pump {
   #start(): void {
     if (this.#running) return;
     this.#running = true;
+    if (this.#loopFd < 0) this.#loopFd = eventLoopDescriptor();
     process.on('SIGCHLD', this.#check);
     setImmediate(this.#turn);
   }
@@ -89,12 +91,6 @@ export class Pump {
   };
 
   #wait(): void {
-    if (this.#loopFd === undefined) {
-      this.#loopFd = -1;
-      findLoopDescriptor((fd) => {
-        this.#loopFd = fd;
-      });
-    }
     const list = this.#fill();
     const count = libc().poll(this.#fds, list.length + 1, this.#timeout());
     if (count !== 0) this.#turnsLeft = TURNS_AFTER_EVENT;
@@ -116,7 +112,7 @@ export class Pump {
 
   #timeout(): number {
     if (this.#turnsLeft > 0) return 0;
-    return this.#loopFd === undefined || this.#loopFd < 0 ? 1 : SLICE_MS;
+    return this.#loopFd < 0 ? BLIND_SLICE_MS : SLICE_MS;
   }
 
   #fill(): Entry[] {
@@ -126,7 +122,7 @@ export class Pump {
     const size = (list.length + 1) * POLLFD_SIZE;
     if (this.#fds.length < size) this.#fds = new Uint8Array(size * 2);
     for (let i = 0; i < list.length; i++) this.#put(i, list[i]!.fd, list[i]!.events);
-    this.#put(list.length, this.#loopFd ?? -1, POLL.IN);
+    this.#put(list.length, this.#loopFd, POLL.IN);
     return list;
   }
 
@@ -135,40 +131,6 @@ export class Pump {
     putU32(this.#fds, at, fd);
     putU16(this.#fds, at + 4, events);
     putU16(this.#fds, at + 6, 0);
-  }
-}
-
-function ignore(): void {}
-
-/** Finds the epoll descriptor of the event loop: the one that watches a pipe which only this loop knows. */
-function findLoopDescriptor(found: (fd: number) => void): void {
-  const ends = new Int32Array(2);
-  const { pipe2, close } = libc();
-  const O_CLOEXEC = 0x80000;
-  if (pipe2(new Uint8Array(ends.buffer), O_CLOEXEC) < 0) return;
-  const [read, write] = ends as unknown as [number, number];
-  const probe = new Socket({ fd: read, readable: true, writable: false });
-  probe.on('error', ignore);
-  probe.resume();
-  setImmediate(() =>
-    setImmediate(() => {
-      const fd = readdirSync('/proc/self/fd')
-        .map(Number)
-        .find((fd) => watches(fd, read));
-      probe.destroy();
-      close(write);
-      if (fd !== undefined) found(fd);
-    }),
-  );
-}
-
-function watches(fd: number, target: number): boolean {
-  try {
-    if (readlinkSync(`/proc/self/fd/${fd}`) !== 'anon_inode:[eventpoll]') return false;
-    const info = readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1');
-    return info.split('\n').some((line) => /^tfd:\s+(\d+)/.exec(line)?.[1] === String(target));
-  } catch {
-    return false;
   }
 }
 

@@ -49,6 +49,13 @@ export function isCapabilityCheck(request: number): boolean {
   return request === KVM_CHECK_EXTENSION;
 }
 
+/** What KVM_CHECK_EXTENSION returns for a capability of {@link capabilitiesOf}: the version of the interface, or 0. */
+export function capabilityVersion(capability: number, enabled: boolean): number {
+  const table = Object.values(IOCTL_TABLES).find((each) => each.capability === capability);
+  const hides = table?.hidesWhenDisabled ?? capability === KVM_CAP_INTROSPECTION_V10;
+  return enabled || !hides ? 1 : 0;
+}
+
 /** Reads a seccomp notification of an ioctl(2). */
 export function readNotification(bytes: Uint8Array): InterceptedIoctl {
   const view = new DataView(bytes.buffer, bytes.byteOffset);

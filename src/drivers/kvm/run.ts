@@ -1,17 +1,27 @@
 import { getS32 } from '../../abi/bytes.ts';
 import { KVM_CHECK_EXTENSION } from '../../abi/ioctl.ts';
-import { seccompNotification, seccompResponse } from '../../abi/kvm.ts';
-import { POLL, SECCOMP, SIGNAL, SYS, WAIT } from '../../abi/linux.ts';
-import { deferred } from '../../awaitable.ts';
+import { POLL, SIGNAL, SYS, WAIT } from '../../abi/linux.ts';
+import { attempt, deferred } from '../../awaitable.ts';
 import { messageOf } from '../../error.ts';
 import { type Log, SILENT } from '../../host/log.ts';
-import { type MachineSafety, machineOf } from './attach.ts';
-import { launch } from './launch.ts';
+import { kernelMemslots, type MachineSafety, machineOf } from './attach.ts';
+import { keepStderrBlocking } from './blocking-stderr.ts';
+import { Guard } from './guard.ts';
+import { InterceptedMemslots, MEMORY_REQUESTS } from './intercepted-slots.ts';
+import { abandon, type Launched, launch } from './launch.ts';
 import { check, libc } from './libc.ts';
+import { serveListener } from './listener.ts';
 import { pump } from './pump.ts';
-import { capabilitiesOf, INTROSPECTION_REQUESTS, type RunDialect, readNotification } from './requests.ts';
+import {
+  capabilitiesOf,
+  INTROSPECTION_REQUESTS,
+  type InterceptedIoctl,
+  type RunDialect,
+} from './requests.ts';
 import { notificationFilter } from './seccomp-filter.ts';
 import { Supervisor } from './supervisor.ts';
+import type { VmFile } from './vm-file.ts';
+import { kernel } from './vmm.ts';
 
 export interface RunOptions extends MachineSafety {
   /** What the program speaks. Default `auto`: v9 or v12, by the numbers of its requests. */
@@ -34,19 +44,74 @@ const EIO = 5;
  * @throws KvmiError when it cannot be started: E_NOT_FOUND, E_PERMISSION, E_SYSTEM.
  */
 export async function runUnderKvmi(argv: readonly string[], options: RunOptions = {}): Promise<number> {
+  const { dialect = 'auto', log = SILENT } = options;
+  const slots = interceptedSlots(log);
+  const requests = [...INTROSPECTION_REQUESTS, ...(slots ? MEMORY_REQUESTS : [])];
+  const filter = notificationFilter(requests, KVM_CHECK_EXTENSION, capabilitiesOf(dialect));
+  const launched = launch(argv, filter);
+  const restoreStderr = keepStderrBlocking();
+  const restoreSignals = passSignals(launched.pid);
+  let guard: Guard | undefined;
+  try {
+    guard = slots && (await guardOf(launched));
+    return await supervise(launched, slots, options);
+  } finally {
+    guard?.stop();
+    restoreSignals();
+    restoreStderr();
+  }
+}
+
+/** Starts the program and serves it until the end. Returns its exit code. */
+async function supervise(
+  { pid, listener, start }: Launched,
+  slots: InterceptedMemslots | undefined,
+  options: RunOptions,
+): Promise<number> {
   const { dialect = 'auto', enabled = true, log = SILENT } = options;
-  const filter = notificationFilter(INTROSPECTION_REQUESTS, KVM_CHECK_EXTENSION, capabilitiesOf(dialect));
-  const { pid, listener } = launch(argv, filter);
-  const supervisor = new Supervisor({ dialect, enabled, log, machine: (vm) => machineOf(vm, options) });
-  const restoreSignals = passSignals(pid);
-  const listenerClosed = serveNotifications(listener, supervisor, log);
+  const memslots = slots ? (vm: VmFile) => slots.memslots(vm) : kernelMemslots;
+  const machine = (vm: VmFile) => machineOf(vm, { ...options, memslots });
+  const supervisor = new Supervisor({ dialect, enabled, log, machine });
+  const failed = ({ request, tid }: InterceptedIoctl, error: unknown): number => {
+    log.error(`ioctl 0x${request.toString(16)} of thread ${tid}: ${messageOf(error)}`);
+    return -EIO;
+  };
+  const listenerClosed = serveListener(listener, (ioctl) =>
+    slots?.observe(ioctl)
+      ? undefined
+      : attempt<number | undefined>(
+          () => supervisor.answer(ioctl),
+          (error) => failed(ioctl, error),
+        ),
+  );
+  start();
   try {
     const code = await exitOf(pid, () => supervisor.checkLiveness());
     await listenerClosed;
     return code;
   } finally {
-    restoreSignals();
     await supervisor.close();
+  }
+}
+
+/**
+ * Where the kernel can be asked for the memory slots of a VM, the program's memory requests need not be intercepted:
+ * undefined then.
+ */
+function interceptedSlots(log: Log): InterceptedMemslots | undefined {
+  const view = kernel();
+  if (typeof view !== 'string') return undefined;
+  log.info(`the memory slots of VMs are learned from the requests that make them: ${view}`);
+  return new InterceptedMemslots();
+}
+
+/** Memory requests that nobody answers fail in the VMM, which may not survive that. */
+async function guardOf({ pid, listener }: Launched): Promise<Guard> {
+  try {
+    return await Guard.forListener(listener);
+  } catch (error) {
+    abandon(pid);
+    throw error;
   }
 }
 
@@ -79,42 +144,4 @@ function exitOf(pid: number, exited: () => void): Promise<number> {
     resolve(signal === 0 ? (value >> 8) & 0xff : SIGNALLED + signal);
   });
   return promise;
-}
-
-/** Answers notifications until nobody is left who could cause one. */
-function serveNotifications(listener: number, supervisor: Supervisor, log: Log): Promise<void> {
-  const { promise, resolve } = deferred<void>();
-  const lib = libc();
-  // Not in every kernel; without it a round trip takes about four times as long.
-  lib.ioctl(listener, SECCOMP.NOTIF_SET_FLAGS, SECCOMP.FD_SYNC_WAKE_UP);
-  const notification = new Uint8Array(seccompNotification.size);
-  const watch = pump.watch(listener, POLL.IN, (events) => {
-    if (events & POLL.IN) {
-      notification.fill(0);
-      if (lib.ioctlBytes(listener, SECCOMP.NOTIF_RECV, notification) < 0) return;
-      const ioctl = readNotification(notification);
-      const respond = (result: number | undefined): void => answer(listener, ioctl.id, result);
-      supervisor.answer(ioctl).then(respond, (error) => {
-        log.error(`ioctl 0x${ioctl.request.toString(16)} of thread ${ioctl.tid}: ${messageOf(error)}`);
-        respond(-EIO);
-      });
-    } else if (events & (POLL.HUP | POLL.ERR | POLL.NVAL)) {
-      watch.stop();
-      lib.close(listener);
-      resolve();
-    }
-  });
-  return promise;
-}
-
-function answer(listener: number, id: bigint, result: number | undefined): void {
-  const response = new Uint8Array(seccompResponse.size);
-  seccompResponse.write(response, 0, {
-    id,
-    value: BigInt(result === undefined || result < 0 ? 0 : result),
-    error: result !== undefined && result < 0 ? result : 0,
-    flags: result === undefined ? SECCOMP.RESPONSE_CONTINUE : 0,
-  });
-  // Fails when the caller was killed meanwhile; then nobody waits for it.
-  libc().ioctlBytes(listener, SECCOMP.NOTIF_SEND, response);
 }

@@ -7,6 +7,7 @@ import { kvmDescriptors, kvmKind, processOf, statusNumber } from './proc.ts';
 import { ProcessMemory } from './process-memory.ts';
 import {
   argumentSize,
+  capabilityVersion,
   dialectOf,
   type InterceptedIoctl,
   isCapabilityCheck,
@@ -55,12 +56,14 @@ export class Supervisor {
   /** What the ioctl returns: 0 or more, a negative errno, or undefined when the kernel is to answer. */
   async answer(ioctl: InterceptedIoctl): Promise<number | undefined> {
     const { tid, fd, request } = ioctl;
-    const kind = kvmKind(tid, fd);
+    // First whether it is a VM that is known: that takes less than to find out what it is.
+    const known = this.#find(tid, fd);
+    const kind = known ? 'vm' : kvmKind(tid, fd);
     if (!kind) return undefined;
-    if (isCapabilityCheck(request)) return this.#options.enabled ? 1 : undefined;
+    if (isCapabilityCheck(request)) return capabilityVersion(ioctl.argument, this.#options.enabled);
     if (kind !== 'vm') return undefined;
     try {
-      const vm = this.#find(tid, fd) ?? this.#add(tid, fd);
+      const vm = known ?? this.#add(tid, fd);
       if (!vm || !sameAddressSpace(vm.file.pid, tid)) return -EIO;
       return await this.#carryOut(vm, ioctl);
     } catch (error) {

@@ -1,4 +1,4 @@
-import { getS32, getS64, getU64, getU64Number, putU64 } from '../../abi/bytes.ts';
+import { getS32, getS64, getU64, getU64Number, putU32, putU64 } from '../../abi/bytes.ts';
 import {
   PTRACE,
   PTRACE_EVENT,
@@ -21,6 +21,8 @@ const SYSCALL_STOP = 0x80;
 /** Size of the signal mask that the kernel has. */
 const SIGSET_SIZE = 8;
 const SYSCALL_INSTRUCTION_SIZE = 2n;
+const SIGINFO_SIZE = 128;
+const PEEKSIGINFO_SHARED = 1;
 
 /** Why a traced thread stopped. */
 export type StopEvent =
@@ -245,6 +247,19 @@ export class Tracee {
 
   setSignalMask(mask: Uint8Array): void {
     check(libc().ptraceBytes(PTRACE.SETSIGMASK, this.tid, SIGSET_SIZE, mask), 'PTRACE_SETSIGMASK');
+  }
+
+  /** Whether a signal waits for this thread, or for its process. */
+  hasPendingSignal(): boolean {
+    const peek = new Uint8Array(16);
+    const info = new Uint8Array(SIGINFO_SIZE);
+    const address = libc().addressOf(peek);
+    for (const flags of [0, PEEKSIGINFO_SHARED]) {
+      putU32(peek, 8, flags);
+      putU32(peek, 12, 1);
+      if (libc().ptraceBytes(PTRACE.PEEKSIGINFO, this.tid, address, info) > 0) return true;
+    }
+    return false;
   }
 
   /**

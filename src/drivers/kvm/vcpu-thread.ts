@@ -11,7 +11,6 @@ const EINTR = -4n;
 const ENOSYS = -38n;
 const SYSCALL_SIZE = 2n;
 const SYSCALL_ENTRY = 1;
-const PEEKSIGINFO_SHARED = 1;
 const DETACH_TIMEOUT_MS = 2000;
 
 /**
@@ -160,7 +159,7 @@ export class VcpuThread {
     if (result === 0n && this.#isOurs(this.page.exitReason)) {
       this.msrsRead = true;
       this.#hold('exit');
-    } else if (result === EINTR && this.#kicked && !this.#signalPending()) {
+    } else if (result === EINTR && this.#kicked && !this.tracee.hasPendingSignal()) {
       this.#hold('request');
     } else {
       this.#leaveToVmm(result);
@@ -201,7 +200,7 @@ export class VcpuThread {
     }
     const regs = this.tracee.getRegisters();
     const result = getS64(regs, USER_REGS.rax);
-    if (this.#isRun(regs) && result === EINTR && !this.#signalPending()) {
+    if (this.#isRun(regs) && result === EINTR && !this.tracee.hasPendingSignal()) {
       this.#saveForRerun(regs);
       this.#hold('request');
       return;
@@ -257,19 +256,6 @@ export class VcpuThread {
       getU32(regs, USER_REGS.rsi) === KVM.RUN &&
       getU32(regs, USER_REGS.rdi) === this.fd
     );
-  }
-
-  /** Whether a signal waits for the thread that the VMM will want to have interrupted KVM_RUN. */
-  #signalPending(): boolean {
-    const peek = new Uint8Array(16);
-    const info = new Uint8Array(128);
-    const address = libc().addressOf(peek);
-    for (const flags of [0, PEEKSIGINFO_SHARED]) {
-      putU32(peek, 8, flags);
-      putU32(peek, 12, 1);
-      if (libc().ptraceBytes(PTRACE.PEEKSIGINFO, this.tracee.tid, address, info) > 0) return true;
-    }
-    return false;
   }
 
   /** Keeps the registers such that the VMM's KVM_RUN is made again, as if it had not been interrupted. */
@@ -389,7 +375,7 @@ export class VcpuThread {
   #hideInterruption(): void {
     const regs = this.tracee.getRegisters();
     const interrupted = this.#isRun(regs) && getS64(regs, USER_REGS.rax) === EINTR;
-    if (!interrupted || this.#signalPending()) return;
+    if (!interrupted || this.tracee.hasPendingSignal()) return;
     this.#saveForRerun(regs);
     this.tracee.setRegisters(this.slot.saved);
   }

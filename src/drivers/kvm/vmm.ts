@@ -5,6 +5,7 @@ import { libc, SystemError, takeDescriptor } from './libc.ts';
 import { KernelView } from './memslots.ts';
 import { kvmDescriptors, readText, statusNumber, userThreads } from './proc.ts';
 import { ProcessMemory } from './process-memory.ts';
+import { RunSearch } from './run-search.ts';
 import { findSyscallSite, type SyscallSite } from './syscall-site.ts';
 import { Tracee } from './tracee.ts';
 import type { VmFile } from './vm-file.ts';
@@ -32,6 +33,7 @@ export class Vmm {
   readonly pid: number;
   readonly file: VmFile;
   readonly memory: ProcessMemory;
+  readonly #search = new RunSearch();
   #site: SyscallSite | undefined;
   agent: Agent | undefined;
 
@@ -93,7 +95,9 @@ export class Vmm {
       const tid = this.#withVcpu(vcpuFd, (held) => view.vcpu(held).tid);
       if (tid !== undefined && threads.includes(tid)) return tid;
     }
-    return threads.find((tid) => inRun(this.pid, tid, vcpuFd));
+    const waiting = threads.find((tid) => inRun(this.pid, tid, vcpuFd));
+    if (waiting !== undefined || typeof view !== 'string') return waiting;
+    return this.#search.find(this.pid, threads, vcpuFd);
   }
 
   /** Whether a vCPU has an exit to complete; undefined when it cannot be told. */

@@ -3,6 +3,8 @@
  * target/i386/machine.c. All integers are big-endian and nothing is padded.
  */
 
+import { NUMBERED_REGISTERS } from '../../abi/x86.ts';
+
 /** [name, bytes of one element, number of elements (1 if not given)]. */
 type Row = readonly [name: string, size: number, count?: number];
 
@@ -27,26 +29,6 @@ function layout(rows: readonly Row[]): Layout {
   return { fields, size: offset };
 }
 
-/** The general registers in QEMU's order. */
-export const REGISTER_ORDER = [
-  'rax',
-  'rcx',
-  'rdx',
-  'rbx',
-  'rsp',
-  'rbp',
-  'rsi',
-  'rdi',
-  'r8',
-  'r9',
-  'r10',
-  'r11',
-  'r12',
-  'r13',
-  'r14',
-  'r15',
-] as const;
-
 /** The segment caches in QEMU's order; each has a selector, a base, a limit and flags. */
 export const SEGMENT_ORDER = ['es', 'cs', 'ss', 'ds', 'fs', 'gs', 'ldt', 'tr', 'gdt', 'idt'] as const;
 
@@ -65,7 +47,7 @@ const fpuRegisters = Array.from({ length: 8 }, (_, i): Row[] => [
 export const CPU_VERSION = 12;
 
 export const CPU_LAYOUT = layout([
-  ...REGISTER_ORDER.map((name): Row => [name, 8]),
+  ...NUMBERED_REGISTERS.map((name): Row => [name, 8]),
   ['rip', 8],
   ['rflags', 8],
   ['hflags', 4],

@@ -1,9 +1,9 @@
-import { accessSync, constants, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { accessSync, constants, readFileSync, readlinkSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { messageOf } from '../../error.ts';
 import { parseQemuArguments, type QemuArguments } from './arguments.ts';
 import type { QmpAddress } from './open-qmp.ts';
-import { commandLine, isQemu } from './process.ts';
+import { commandLine, qemuProcesses } from './process.ts';
 
 /** A VM of QEMU on this host, as its command line describes it. */
 export interface FoundQemu extends Pick<QemuArguments, 'uuid' | 'vcpus' | 'memory' | 'accelerator'> {
@@ -18,8 +18,7 @@ export interface FoundQemu extends Pick<QemuArguments, 'uuid' | 'vcpus' | 'memor
 
 /** Every QEMU of this host, found without talking to it. Those of other users are complete only for root. */
 export function findQemuMachines(): FoundQemu[] {
-  const pids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
-  const machines = pids.map(Number).filter(isQemu);
+  const machines = qemuProcesses();
   const busy = machines.length > 0 ? connectedSockets() : new Set<string>();
   return machines.flatMap((pid) => describe(pid, busy) ?? []);
 }

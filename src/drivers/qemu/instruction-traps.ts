@@ -1,4 +1,5 @@
 import { type GeneralRegister, getRegister, putRegister, regsOf, STATE_SIZE } from '../../abi/state.ts';
+import { NUMBERED_REGISTERS } from '../../abi/x86.ts';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import { pagingOf } from '../../machine/paging.ts';
 import type { Answer, InterceptedCr, Stop, Trap } from '../../machine/stops.ts';
@@ -16,12 +17,6 @@ const GENERAL_PROTECTION = { vector: 13, errorCode: 0, address: 0n };
 const CR3_NO_FLUSH = 1n << 63n;
 const CR4_PCIDE = 1n << 17n;
 const LOW = 0xffffffffn;
-
-/** The registers in the order of their numbers in instructions. */
-const ENCODING = [
-  ...(['rax', 'rcx', 'rdx', 'rbx', 'rsp', 'rbp', 'rsi', 'rdi'] as const),
-  ...(['r8', 'r9', 'r10', 'r11', 'r12', 'r13', 'r14', 'r15'] as const),
-] as const;
 
 type TrapKind = 'cr' | 'msr' | 'xsetbv';
 type InstructionTrap = Extract<Trap, { kind: TrapKind }>;
@@ -219,7 +214,7 @@ function selectorOf(what: InstructionTrap | Write['stop']): number {
 function decodeCr(block: Uint8Array, length: number, modrm: number, rex: number): Write | undefined {
   if (rex & 4) return undefined; // CR8 and above
   const cr = ((modrm >> 3) & 7) as InterceptedCr;
-  const register = ENCODING[(modrm & 7) | (rex & 1 ? 8 : 0)]!;
+  const register = NUMBERED_REGISTERS[(modrm & 7) | (rex & 1 ? 8 : 0)]!;
   const operand = getRegister(block, register);
   // With PCIDs the top bit of a CR3 write is an instruction to the TLB and not stored.
   const pcid = cr === 3 && (getRegister(block, 'cr4') & CR4_PCIDE) !== 0n;

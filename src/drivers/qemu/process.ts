@@ -92,25 +92,46 @@ export function startTimeOf(pid: number): number {
   }
 }
 
+/** Every QEMU of this host that this process can see. */
+export function qemuProcesses(): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+    .filter(isQemu);
+}
+
 /**
- * The process of the QEMU behind `qmp`: the one that its vCPU threads belong to. Undefined when it cannot be told,
- * for example when QEMU runs in another PID namespace or on another host.
+ * The process of the QEMU behind `qmp`: the one that its vCPU threads belong to. QEMU names them as its own PID
+ * namespace does. Undefined when it cannot be told, for example when QEMU runs on another host.
  */
 export async function findQemuProcess(qmp: QmpTransport): Promise<number | undefined> {
   const cpus = recordsOf(await qmp.execute('query-cpus-fast'), 'the list of vCPUs');
   const threads = cpus.map((cpu) => Number(cpu['thread-id']));
-  const pids = new Set(threads.map((thread) => statusNumber(thread, 'Tgid', 0)));
-  const [pid] = pids;
-  return pids.size === 1 && pid !== undefined && isQemu(pid) ? pid : undefined;
+  const candidates = qemuProcesses().filter((pid) => {
+    const own = threadNames(pid);
+    return threads.every((thread) => own.has(thread));
+  });
+  return candidates.length === 1 ? candidates[0] : undefined;
 }
 
-/** Number `index` of a line of /proc/PID/status. */
+/** The numbers of a process's threads in its own PID namespace. */
+function threadNames(pid: number): Set<number | undefined> {
+  try {
+    return new Set(
+      readdirSync(`/proc/${pid}/task`).map((thread) => statusNumber(Number(thread), 'NSpid', -1)),
+    );
+  } catch {
+    return new Set();
+  }
+}
+
+/** Number `index` of a line of /proc/PID/status, from the end when it is negative. */
 function statusNumber(pid: number, name: string, index: number): number | undefined {
   if (!Number.isSafeInteger(pid) || pid <= 0) return undefined;
   try {
     const status = readFileSync(`/proc/${pid}/status`, 'latin1');
     const values = new RegExp(`^${name}:\\s+(.*)$`, 'm').exec(status)?.[1]?.split(/\s+/);
-    const value = values?.[index];
+    const value = values?.at(index);
     return value === undefined ? undefined : Number(value);
   } catch {
     return undefined;

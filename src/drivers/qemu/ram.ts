@@ -109,12 +109,16 @@ class FileRam implements RamSource {
 
 /** Reads at least this long go through a mapping: it costs more to set up than a few small reads. */
 const MAPPED_READ = 16 * 1024;
+/** Only who reads more than this gets back what the mapping, with a fault for each new page, costs. */
+const UNMAPPED_BYTES = 256 << 20;
 
-/** The file that QEMU shares the guest's memory through: mapped, where that is possible, for long reads. */
+/** The file that QEMU shares the guest's memory through: mapped, where that is possible, when much is read. */
 class SharedRam extends FileRam {
   readonly #fd: number;
   readonly #base: number;
   readonly #size: number;
+  /** What long reads have read so far. */
+  #bytes = 0;
   /** Null when the file cannot be mapped. */
   #mapped: MappedFile | undefined | null;
 
@@ -126,7 +130,10 @@ class SharedRam extends FileRam {
   }
 
   override read(offset: number, into: Uint8Array): boolean {
-    if (into.length >= MAPPED_READ && this.#map()?.copy(this.#base + offset, into)) return true;
+    if (into.length >= MAPPED_READ) {
+      this.#bytes += into.length;
+      if (this.#map()?.copy(this.#base + offset, into)) return true;
+    }
     return super.read(offset, into);
   }
 
@@ -138,7 +145,8 @@ class SharedRam extends FileRam {
   };
 
   #map(): MappedFile | undefined {
-    if (this.#mapped === undefined) this.#mapped = MappedFile.map(this.#fd, this.#size) ?? null;
+    if (this.#mapped === undefined && this.#bytes > UNMAPPED_BYTES)
+      this.#mapped = MappedFile.map(this.#fd, this.#size) ?? null;
     return this.#mapped ?? undefined;
   }
 

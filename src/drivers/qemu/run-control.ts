@@ -261,7 +261,8 @@ export class RunControl {
     vcpu.rip = rip;
     vcpu.state = undefined;
     if (reported) vcpu.stepUnfinished = false;
-    if (stepped) vcpu.stepOver = false;
+    // A step may end before its instruction (a start-up IPI); none of those at trap points leads back to itself.
+    if (moved) vcpu.stepOver = false;
     const points = vcpu.stepOver ? [] : (this.#points.get(rip) ?? []);
     let encounter: Encounter | undefined;
     for (const point of points) encounter ??= await this.#ask(point, vcpu);

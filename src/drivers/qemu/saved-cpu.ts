@@ -1,6 +1,5 @@
 import { SREGS_OFFSET } from '../../abi/state.ts';
-import { kvmSregs } from '../../abi/x86.ts';
-import { REGISTER_ORDER } from './cpu-layout.ts';
+import { kvmSregs, NUMBERED_REGISTERS } from '../../abi/x86.ts';
 import {
   type CpuState,
   clearBlock,
@@ -109,7 +108,7 @@ export class SavedCpu implements CpuState {
   writeBlock(into: Uint8Array): void {
     const cpu = this.#cpu;
     clearBlock(into);
-    for (const name of REGISTER_ORDER) putRegister(into, name, cpu.get(name));
+    for (const name of NUMBERED_REGISTERS) putRegister(into, name, cpu.get(name));
     for (const name of ['rip', 'rflags', 'cr0', 'cr2', 'cr3', 'cr4', 'efer'] as const) {
       putRegister(into, name, cpu.get(name));
     }

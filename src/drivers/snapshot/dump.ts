@@ -1,350 +1,248 @@
 import {
-  closeSync,
+  close as closeWithCallback,
   existsSync,
-  fsyncSync,
-  ftruncateSync,
+  fdatasync,
+  constants as fsConstants,
+  fstatSync,
+  fsync,
   openSync,
-  readFileSync,
   renameSync,
   rmSync,
-  writeFileSync,
-  writeSync,
 } from 'node:fs';
-import { crc32 } from 'node:zlib';
+import { promisify } from 'node:util';
 import { KvmiError, messageOf } from '../../error.ts';
-import { type MemoryRegion, PAGE_SIZE, type PhysicalMemory } from '../../machine/index.ts';
-import { elfHeader } from './elf.ts';
-import { FileSource } from './file.ts';
-import { LIME_HEADER, limeHeader } from './lime.ts';
+import type { PhysicalMemory } from '../../machine/index.ts';
+import { type DumpLayout, layoutOf, type WrittenFormat } from './dump-layout.ts';
+import {
+  type DumpIdentity,
+  DumpJournal,
+  type DumpState,
+  manifestPath,
+  readManifest,
+  writeManifest,
+} from './dump-manifest.ts';
+import { type DumpOutput, PlainOutput, ZstdOutput } from './dump-output.ts';
+import { CHUNK, type DumpProgress, DumpWriter } from './dump-writer.ts';
+import { loadZstd } from './zstd.ts';
+
+const closeFile = promisify(closeWithCallback);
+const syncFile = promisify(fsync);
+const syncData = promisify(fdatasync);
 
 export interface DumpOptions {
-  readonly format: 'elf' | 'raw' | 'lime';
+  readonly format: WrittenFormat;
+  /**
+   * Packs the file, so that it can still be read at any place (the seekable format of Zstandard). `zstd -d` unpacks it.
+   */
+  readonly compression?: 'zstd';
   /** The 536-byte state of each vCPU, for an ELF dump. */
   readonly states?: readonly Uint8Array[];
+  /** What a Linux kernel says about itself, for an ELF dump: crash and drgn ask for it. */
+  readonly vmcoreinfo?: string;
   readonly onProgress?: (progress: DumpProgress) => void;
-  /** Goes on with a dump of the same file that was interrupted; the default. False starts anew. */
+  /** Called when nothing more is read from memory; the file is not complete yet. The machine may run on. */
+  readonly onCopied?: () => void;
+  /** Goes on with a dump of the same machine to that file that was interrupted; the default. False starts anew. */
   readonly resume?: boolean;
   /** Ends the dump at the next chunk; what was written stays and can be gone on with. */
   readonly signal?: AbortSignal;
-}
-
-export interface DumpProgress {
-  /** Bytes of guest memory that were looked at, of all. */
-  readonly done: number;
-  readonly total: number;
-  /** Bytes that were written; the others are zeros and take no room in the file. */
-  readonly written: number;
 }
 
 export interface DumpResult {
   readonly file: string;
   /** Of the file, with the zeros that take no room. */
   readonly size: number;
+  /** Bytes that were written to it. */
   readonly written: number;
   /** Pages that could not be read and are zeros in the file. */
   readonly unreadable: number;
+  /** Whether it went on with a dump that was interrupted: memory is of two moments then. */
+  readonly resumed: boolean;
 }
 
-/** What stands beside a dump, in `FILE.checksums`: to verify it, and to go on with it. */
-export interface DumpManifest {
-  readonly version: 1;
-  readonly format: DumpOptions['format'];
-  readonly chunkSize: number;
-  readonly regions: readonly { readonly gpa: number; readonly size: number }[];
-  /** CRC-32 of each chunk of guest memory in turn; 0 for one of zeros, which is not written. */
-  readonly checksums: number[];
-  /** Pages that could not be read. */
-  unreadable: number;
-  complete: boolean;
+/** What is dumped. Name and UUID keep the dump of one machine from being gone on with from another one. */
+export interface DumpSubject {
+  readonly memory: PhysicalMemory;
+  readonly name?: string;
+  readonly uuid?: Uint8Array;
 }
 
-const CHUNK = 4 << 20;
 /** How many bytes are written between two records of how far the dump has come. */
-const RECORD_EVERY = 256 << 20;
+const RECORD_EVERY = 64 << 20;
 
-export function manifestPath(file: string): string {
-  return `${file}.checksums`;
+/** What a dump is called until it is whole. */
+export function partialPath(file: string): string {
+  return `${file}.partial`;
 }
-
-/** Where each region goes in the file, and what else is in it. */
-interface FileLayout {
-  readonly offsets: readonly number[];
-  readonly headers: readonly { readonly offset: number; readonly bytes: Uint8Array }[];
-  readonly size: number;
-}
-
-const LAYOUTS: Readonly<
-  Record<
-    DumpOptions['format'],
-    (regions: readonly MemoryRegion[], states: readonly Uint8Array[]) => FileLayout
-  >
-> = {
-  raw: (regions) => ({
-    offsets: regions.map(({ gpa }) => gpa),
-    headers: [],
-    size: Math.max(0, ...regions.map(({ gpa, size }) => gpa + size)),
-  }),
-  elf: (regions, states) => {
-    const { header, offsets } = elfHeader(regions, states);
-    const size = regions.reduce((sum, region) => sum + region.size, header.length);
-    return { offsets, headers: [{ offset: 0, bytes: header }], size };
-  },
-  lime: (regions) => {
-    const offsets: number[] = [];
-    const headers: { offset: number; bytes: Uint8Array }[] = [];
-    let offset = 0;
-    for (const { gpa, size } of regions) {
-      headers.push({ offset, bytes: limeHeader(gpa, size) });
-      offsets.push(offset + LIME_HEADER);
-      offset += LIME_HEADER + size;
-    }
-    return { offsets, headers, size: offset };
-  },
-};
 
 /**
- * Writes a machine's memory to a file that only its owner may read. Pages of zeros take no room in it. While the machine runs the
+ * Writes a machine's memory to a file that only its owner may read. Zeros take no room in it. While the machine runs the
  * dump is no picture of one moment; pause it for one.
  *
- * A dump that was interrupted is gone on with where it was, if the regions are still the same. Beside the file stands
- * `FILE.checksums`, with which {@link verifyDump} finds damage. Throws a KvmiError with code E_DUMP_FILE when the file
- * cannot be written, E_ABORTED when `signal` ended it.
+ * The file is called `FILE.partial` until it is whole. A dump that was interrupted, in whatever way, is gone on with
+ * where it was. Beside the file stands `FILE.checksums`, with which {@link verifyDump} finds damage. Throws a KvmiError
+ * with code E_OUTPUT_FILE when the file cannot be written, is there already, or is begun with something else,
+ * E_DUMP_COMPRESSION when it cannot be packed, E_ABORTED when `signal` ended it.
  */
 export async function dumpMemory(
-  machine: { readonly memory: PhysicalMemory },
+  machine: DumpSubject,
   file: string,
   options: DumpOptions,
 ): Promise<DumpResult> {
   const { memory } = machine;
-  const regions = memory.regions.map(({ gpa, size, readonly }) => ({ gpa, size, readonly }));
-  const layout = LAYOUTS[options.format](regions, options.states ?? []);
-  const partial = `${file}.partial`;
-  const manifest = resumable(file, partial, regions, options) ?? freshManifest(regions, options.format);
-  const fd = openOutput(partial, manifest.checksums.length === 0);
+  if (options.compression !== undefined) loadZstd();
+  const { states = [], vmcoreinfo } = options;
+  const layout = layoutOf(options.format, memory.regions, { states, vmcoreinfo });
+  const identity = identityOf(machine, layout, options);
+  checkFree(file);
+  const begun = new BegunDump(file, identity, options.resume ?? true);
   try {
-    ftruncateSync(fd, layout.size);
-    for (const { offset, bytes } of layout.headers) writeAll(fd, bytes, offset);
-    const writer = new DumpWriter(memory, fd, manifest, layout, regions, partial);
-    const written = await writer.run(options);
-    fsyncSync(fd);
-    manifest.complete = true;
-    saveManifest(file, manifest);
-    renameSync(partial, file);
-    rmSync(manifestPath(partial), { force: true });
-    return { file, size: layout.size, written, unreadable: manifest.unreadable };
+    const output = begun.output(layout);
+    const { signal, onProgress, onCopied } = options;
+    const writer = new DumpWriter(memory, output, begun.state, {
+      signal,
+      onProgress,
+      onChunk: (written) => begun.record(written),
+    });
+    const written = await writer.run(layout, onCopied);
+    const size = await output.finish(layout.size);
+    await begun.complete();
+    return { file, size, written, unreadable: begun.state.unreadable, resumed: begun.resumed };
   } catch (error) {
-    saveManifest(partial, manifest);
-    if (error instanceof KvmiError) throw error;
-    throw fileError(file, error);
+    throw error instanceof KvmiError ? error : fileError(file, error);
   } finally {
-    closeSync(fd);
+    await begun.close();
   }
 }
 
+function identityOf(
+  { name = '', uuid = new Uint8Array(0) }: DumpSubject,
+  { regions, size }: DumpLayout,
+  { format, compression }: DumpOptions,
+): DumpIdentity {
+  return {
+    version: 1,
+    format,
+    compression: compression ?? null,
+    machine: `${name} ${Buffer.from(uuid).toString('hex')}`.trim(),
+    chunkSize: CHUNK,
+    size,
+    regions: regions.map((region) => ({ gpa: region.gpa, size: region.size, offset: region.offset })),
+  };
+}
+
 function fileError(file: string, cause: unknown): KvmiError {
-  return new KvmiError('E_DUMP_FILE', `${file}: ${messageOf(cause)}`, {
+  return new KvmiError('E_OUTPUT_FILE', `${file}: ${messageOf(cause)}`, {
     hint: 'Check that the directory may be written to and that there is room. Run it again to go on.',
     cause,
   });
 }
 
-function freshManifest(regions: readonly MemoryRegion[], format: DumpOptions['format']): DumpManifest {
-  return {
-    version: 1,
-    format,
-    chunkSize: CHUNK,
-    regions: regions.map(({ gpa, size }) => ({ gpa, size })),
-    checksums: [],
-    unreadable: 0,
-    complete: false,
-  };
-}
-
-function resumable(
-  file: string,
-  partial: string,
-  regions: readonly MemoryRegion[],
-  { format, resume = true }: DumpOptions,
-): DumpManifest | undefined {
-  if (existsSync(file)) {
-    throw new KvmiError('E_DUMP_FILE', `${file} exists`, {
-      hint: 'Choose another name, or remove it first.',
-    });
-  }
-  const manifest = resume && existsSync(partial) ? readManifest(partial) : undefined;
-  const wanted = freshManifest(regions, format);
-  const isSame =
-    manifest?.format === format &&
-    manifest.chunkSize === CHUNK &&
-    JSON.stringify(manifest.regions) === JSON.stringify(wanted.regions);
-  return isSame ? manifest : undefined;
-}
-
-function openOutput(path: string, fresh: boolean): number {
-  try {
-    if (fresh) rmSync(path, { force: true });
-    return openSync(path, fresh ? 'wx' : 'r+', 0o600);
-  } catch (error) {
-    throw fileError(path, error);
-  }
-}
-
-function saveManifest(file: string, manifest: DumpManifest): void {
-  const path = manifestPath(file);
-  rmSync(path, { force: true });
-  writeFileSync(path, JSON.stringify(manifest), { mode: 0o600, flag: 'wx' });
-}
-
-function readManifest(file: string): DumpManifest | undefined {
-  try {
-    const manifest = JSON.parse(readFileSync(manifestPath(file), 'utf8')) as DumpManifest;
-    const isWhole =
-      manifest.version === 1 && Array.isArray(manifest.checksums) && Array.isArray(manifest.regions);
-    return isWhole ? manifest : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-function writeAll(fd: number, bytes: Uint8Array, offset: number): void {
-  for (let done = 0; done < bytes.length; )
-    done += writeSync(fd, bytes, done, bytes.length - done, offset + done);
-}
-
-/** Copies memory chunk by chunk, in the order of the manifest. */
-class DumpWriter {
-  readonly #memory: PhysicalMemory;
-  readonly #fd: number;
-  readonly #manifest: DumpManifest;
-  readonly #layout: FileLayout;
-  readonly #regions: readonly MemoryRegion[];
-  readonly #partial: string;
-  readonly #chunk = Buffer.allocUnsafeSlow(CHUNK);
-  #written = 0;
-
-  constructor(
-    memory: PhysicalMemory,
-    fd: number,
-    manifest: DumpManifest,
-    layout: FileLayout,
-    regions: readonly MemoryRegion[],
-    partial: string,
-  ) {
-    this.#memory = memory;
-    this.#fd = fd;
-    this.#manifest = manifest;
-    this.#layout = layout;
-    this.#regions = regions;
-    this.#partial = partial;
-  }
-
-  async run({ onProgress, signal }: DumpOptions): Promise<number> {
-    const { checksums } = this.#manifest;
-    const total = this.#regions.reduce((sum, { size }) => sum + size, 0);
-    let done = 0;
-    let index = 0;
-    let recorded = 0;
-    for (const [number, region] of this.#regions.entries()) {
-      for (let at = 0; at < region.size; at += CHUNK, index++) {
-        const size = Math.min(CHUNK, region.size - at);
-        done += size;
-        if (index < checksums.length) continue;
-        if (signal?.aborted) throw aborted();
-        checksums.push(await this.#copy(region.gpa + at, size, this.#layout.offsets[number]! + at));
-        onProgress?.({ done, total, written: this.#written });
-        if (this.#written - recorded < RECORD_EVERY) continue;
-        recorded = this.#written;
-        saveManifest(this.#partial, this.#manifest);
-      }
-    }
-    return this.#written;
-  }
-
-  /** Answers the checksum. */
-  async #copy(gpa: number, size: number, offset: number): Promise<number> {
-    const next = this.#memory.nextData === undefined ? gpa : this.#memory.nextData(gpa);
-    if (next === undefined || next >= gpa + size) return 0;
-    const bytes = this.#chunk.subarray(0, size);
-    if (!(await this.#memory.read(gpa, bytes))) await this.#readPages(gpa, bytes);
-    return this.#writeData(bytes, offset) ? crc32(bytes) : 0;
-  }
-
-  /** Page by page, with zeros for those that cannot be read. */
-  async #readPages(gpa: number, bytes: Uint8Array): Promise<void> {
-    for (let at = 0; at < bytes.length; at += PAGE_SIZE) {
-      const page = bytes.subarray(at, at + PAGE_SIZE);
-      if (await this.#memory.read(gpa + at, page)) continue;
-      page.fill(0);
-      this.#manifest.unreadable++;
-    }
-  }
-
-  /** Writes what is not zeros, in runs of whole pages. False when there is nothing. */
-  #writeData(bytes: Buffer, offset: number): boolean {
-    let start = -1;
-    let hasData = false;
-    for (let at = 0; at <= bytes.length; at += PAGE_SIZE) {
-      const isData = at < bytes.length && !isZeroPage(bytes, at);
-      if (isData && start < 0) start = at;
-      if (isData || start < 0) continue;
-      writeAll(this.#fd, bytes.subarray(start, at), offset + start);
-      this.#written += at - start;
-      hasData = true;
-      start = -1;
-    }
-    return hasData;
-  }
-}
-
-const ZEROS = Buffer.alloc(PAGE_SIZE);
-
-function isZeroPage(bytes: Buffer, at: number): boolean {
-  // Most pages differ at once; the call costs more than a look.
-  if (bytes[at] !== 0 || bytes[at + 2048] !== 0) return false;
-  return bytes.compare(ZEROS, 0, PAGE_SIZE, at, Math.min(at + PAGE_SIZE, bytes.length)) === 0;
-}
-
-function aborted(): KvmiError {
-  return new KvmiError('E_ABORTED', 'the dump was interrupted', {
-    hint: 'Run it again to go on where it was.',
+/** Neither the dump nor its checksums write over anything. Checksums whose dump is gone are left-overs. */
+function checkFree(file: string): void {
+  const checksums = manifestPath(file);
+  const isForeign = existsSync(checksums) && readManifest(file) === undefined;
+  const taken = existsSync(file) ? file : isForeign ? checksums : undefined;
+  if (taken === undefined) return;
+  throw new KvmiError('E_OUTPUT_FILE', `${taken} exists`, {
+    hint: 'Choose another name, or remove it first.',
   });
 }
 
-/** Where a dump differs from its checksums. */
-export interface DumpDamage {
-  readonly gpa: number;
-  readonly size: number;
-}
+/** The file of a dump while it is not whole, and the record of how far it has come. */
+class BegunDump {
+  readonly resumed: boolean;
+  readonly state: DumpState;
+  readonly #file: string;
+  readonly #partial: string;
+  readonly #identity: DumpIdentity;
+  readonly #journal: DumpJournal;
+  readonly #fd: number;
+  #recordedAt = 0;
+  #recording: Promise<void> | undefined;
 
-/** Compares a dump with the checksums beside it. Throws a KvmiError with code E_DUMP_FILE when there are none. */
-export function verifyDump(file: string): DumpDamage[] {
-  const manifest = readManifest(file);
-  if (manifest === undefined)
-    throw new KvmiError('E_DUMP_FILE', `${manifestPath(file)} cannot be read`, {
-      hint: 'Only dumps that kvmi has made have checksums.',
-    });
-  const source = new FileSource(file);
-  const damage: DumpDamage[] = [];
-  const regions = manifest.regions.map((region) => ({ ...region, readonly: false }));
-  const states = manifest.format === 'elf' ? headerSize(source) : undefined;
-  const { offsets } = LAYOUTS[manifest.format](regions, []);
-  let index = 0;
-  for (const [number, { gpa, size }] of manifest.regions.entries()) {
-    for (let at = 0; at < size; at += manifest.chunkSize, index++) {
-      const bytes = Buffer.alloc(Math.min(manifest.chunkSize, size - at));
-      const start = states === undefined ? offsets[number]! : offsets[number]! - offsets[0]! + states;
-      const isThere = source.read(start + at, bytes);
-      const checksum = bytes.every((byte) => byte === 0) ? 0 : crc32(bytes);
-      if (!isThere || checksum !== manifest.checksums[index])
-        damage.push({ gpa: gpa + at, size: bytes.length });
+  constructor(file: string, identity: DumpIdentity, resume: boolean) {
+    this.#file = file;
+    this.#identity = identity;
+    this.#partial = partialPath(file);
+    try {
+      const found = resume ? DumpJournal.open(this.#partial, identity) : undefined;
+      if (found === undefined && resume) this.#refuseOther();
+      if (found === undefined) rmSync(this.#partial, { force: true });
+      const { O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = fsConstants;
+      this.#fd = openSync(this.#partial, O_RDWR | O_NOFOLLOW | (found ? 0 : O_CREAT | O_EXCL), 0o600);
+      this.#journal = found?.journal ?? DumpJournal.create(this.#partial, identity);
+      this.state = found?.state ?? { checksums: [], frames: [], unreadable: 0 };
+      this.resumed = this.state.checksums.length > 0;
+    } catch (error) {
+      throw error instanceof KvmiError ? error : fileError(file, error);
     }
   }
-  source.close();
-  return damage;
+
+  #refuseOther(): void {
+    if (!existsSync(this.#partial)) return;
+    throw new KvmiError('E_OUTPUT_FILE', `${this.#partial} is the beginning of something else`, {
+      hint: 'Another machine, format or size of memory. Choose another name, or start anew (--fresh).',
+    });
+  }
+
+  output(layout: DumpLayout): DumpOutput {
+    const { checksums, frames } = this.state;
+    if (this.#identity.compression === null)
+      return new PlainOutput(this.#fd, endOfChunk(layout, checksums.length), layout);
+    const packed = frames.reduce((sum, [size]) => sum + size, 0);
+    if (fstatSync(this.#fd).size < packed) {
+      throw new KvmiError('E_OUTPUT_FILE', `${this.#partial} is shorter than what was written to it`, {
+        hint: 'Start anew (--fresh).',
+      });
+    }
+    return new ZstdOutput(this.#fd, frames);
+  }
+
+  /** From time to time, writes down how far the dump has come, when that much is on the disk. */
+  record(written: number): void {
+    if (this.#recording !== undefined || written - this.#recordedAt < RECORD_EVERY) return;
+    this.#recordedAt = written;
+    const record = this.#journal.next(this.state);
+    this.#recording = syncData(this.#fd).then(() => {
+      record.write();
+      this.#recording = undefined;
+    });
+    // A full disk fails the dump where it writes.
+    this.#recording.catch(() => {});
+  }
+
+  /** Gives the dump its name. */
+  async complete(): Promise<void> {
+    await this.#recording;
+    await syncFile(this.#fd);
+    writeManifest(this.#file, this.#identity, this.state);
+    checkFree(this.#file);
+    renameSync(this.#partial, this.#file);
+    this.#journal.remove();
+    this.#completed = true;
+  }
+
+  #completed = false;
+
+  async close(): Promise<void> {
+    await this.#recording?.catch(() => {});
+    try {
+      if (!this.#completed) this.#journal.next(this.state).write();
+    } catch {
+      // The disk is full: the records before it stand.
+    }
+    await closeFile(this.#fd);
+  }
 }
 
-/** Where memory starts in an ELF dump: at the first segment that is loaded. */
-function headerSize(source: FileSource): number {
-  const at = Buffer.alloc(8);
-  return source.read(64 + 56 + 8, at) ? Number(at.readBigUInt64LE(0)) : 0;
+/** Where the first chunks of a dump end in its file. */
+function endOfChunk({ regions }: DumpLayout, count: number): number {
+  let left = count;
+  for (const { offset, size } of regions) {
+    const chunks = Math.ceil(size / CHUNK);
+    if (left > 0 && left <= chunks) return offset + Math.min(size, left * CHUNK);
+    left -= chunks;
+  }
+  return 0;
 }

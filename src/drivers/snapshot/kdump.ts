@@ -1,9 +1,11 @@
-import * as zlib from 'node:zlib';
-import { KvmiError } from '../../error.ts';
+import { inflateSync } from 'node:zlib';
 import { type BackedRegion, PAGE_SIZE, type RegionBackend } from '../../machine/index.ts';
 import { type DumpContents, damaged, MAX_SEGMENTS } from './contents.ts';
-import { parseNotes, statesOf, vmcoreinfoOf } from './elf.ts';
+import { readNotes, statesOf, vmcoreinfoOf } from './elf.ts';
 import { readPart, type Source } from './file.ts';
+import { unpackLzo } from './lzo.ts';
+import { unpackSnappy } from './snappy.ts';
+import { loadZstd } from './zstd.ts';
 
 /*
  * The kdump-compressed format of makedumpfile and of QEMU's dump-guest-memory -z: a bitmap of the pages that exist,
@@ -12,13 +14,8 @@ import { readPart, type Source } from './file.ts';
 
 export const KDUMP_MAGIC = Buffer.from('KDUMP   ', 'latin1');
 const DESCRIPTOR = 24;
-const FLAG_ZLIB = 1;
-const FLAG_LZO = 2;
-const FLAG_SNAPPY = 4;
-const FLAG_ZSTD = 0x20;
-const COMPRESSED = FLAG_ZLIB | FLAG_LZO | FLAG_SNAPPY | FLAG_ZSTD;
-/** Enough for 64 TiB of guest memory. */
-const MAX_BITMAP = 2 ** 31;
+/** Enough for 4 TiB of guest memory. */
+const MAX_BITMAP = 2 ** 27;
 /** Where the fields lie in the header (struct disk_dump_header) and in the block behind it (kdump_sub_header). */
 const AT = { block: 428, sub: 432, bitmap: 436, pages: 440 } as const;
 const SUB = { vmcoreinfo: 32, vmcoreinfoSize: 40, note: 48, noteSize: 56, maxPages: 96 } as const;
@@ -42,7 +39,11 @@ export function readKdump(source: Source): DumpContents {
   const dumped = readPart(source, bitmapAt + bitmapSize, bitmapSize, MAX_BITMAP);
   if (exists === undefined || dumped === undefined) throw damaged('the bitmaps of pages are cut off');
   const pages = new DumpedPages(source, dumped, bitmapAt + 2 * bitmapSize);
-  const notes = notesOf(source, sub);
+  const notes = readNotes(
+    source,
+    Number(sub.readBigUInt64LE(SUB.note)),
+    Number(sub.readBigUInt64LE(SUB.noteSize)),
+  );
   const at = Number(sub.readBigUInt64LE(SUB.vmcoreinfo));
   const size = Number(sub.readBigUInt64LE(SUB.vmcoreinfoSize));
   const text = size > 0 ? readPart(source, at, size) : undefined;
@@ -51,14 +52,8 @@ export function readKdump(source: Source): DumpContents {
     regions: regionsIn(exists, maxPages, pages),
     states: statesOf(notes),
     vmcoreinfo: text?.toString('latin1') ?? vmcoreinfoOf(notes),
+    missing: 0,
   };
-}
-
-function notesOf(source: Source, sub: Buffer) {
-  const size = Number(sub.readBigUInt64LE(SUB.noteSize));
-  const bytes =
-    size > 0 ? readPart(source, Number(sub.readBigUInt64LE(SUB.note)), size, 64 << 20) : undefined;
-  return bytes === undefined ? [] : parseNotes(bytes);
 }
 
 function isSet(bitmap: Uint8Array, page: number): boolean {
@@ -67,24 +62,44 @@ function isSet(bitmap: Uint8Array, page: number): boolean {
 
 function regionsIn(exists: Uint8Array, maxPages: number, pages: DumpedPages): BackedRegion[] {
   const regions: BackedRegion[] = [];
-  let start = -1;
-  for (let page = 0; page <= maxPages; page++) {
-    const inside = page < maxPages && isSet(exists, page);
-    if (inside && start < 0) start = page;
-    if (inside || start < 0) continue;
+  for (const [first, end] of runsIn(exists, maxPages)) {
+    if (regions.length === MAX_SEGMENTS) throw damaged(`more than ${MAX_SEGMENTS} runs of pages`);
     regions.push({
-      gpa: start * PAGE_SIZE,
-      size: (page - start) * PAGE_SIZE,
+      gpa: first * PAGE_SIZE,
+      size: (end - first) * PAGE_SIZE,
       readonly: false,
-      backend: pages.backend(start),
+      backend: pages.backend(first),
     });
-    if (regions.length > MAX_SEGMENTS) throw damaged(`more than ${MAX_SEGMENTS} runs of pages`);
-    start = -1;
   }
   return regions;
 }
 
+/** The runs of bits that are set: eight at a time where they are all the same. */
+function* runsIn(bitmap: Uint8Array, count: number): Generator<readonly [first: number, end: number]> {
+  let start = -1;
+  for (let page = 0; page < count; ) {
+    const byte = bitmap[Math.floor(page / 8)]!;
+    const isInside = start >= 0;
+    if (page % 8 === 0 && byte === (isInside ? 0xff : 0)) {
+      page += 8;
+      continue;
+    }
+    const isSetHere = (byte & (1 << (page & 7))) !== 0;
+    if (isSetHere && !isInside) start = page;
+    if (!isSetHere && isInside) {
+      yield [start, page];
+      start = -1;
+    }
+    page++;
+  }
+  if (start >= 0) yield [start, count];
+}
+
+/** How many bits are set in each byte. */
+const BIT_COUNTS = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll('0', '').length);
+
 const PAGES_PER_COUNT = 512;
+const BYTES_PER_COUNT = PAGES_PER_COUNT / 8;
 const KEPT_PAGES = 1024;
 
 /** Pages that are unpacked when they are read; the last ones stay. */
@@ -100,12 +115,11 @@ class DumpedPages {
     this.#source = source;
     this.#bitmap = bitmap;
     this.#descriptors = descriptors;
-    this.#counts = new Uint32Array(Math.ceil((bitmap.length * 8) / PAGES_PER_COUNT) + 1);
-    for (let group = 0; group + 1 < this.#counts.length; group++) {
-      const start = (group * PAGES_PER_COUNT) / 8;
-      let count = 0;
-      for (const byte of bitmap.subarray(start, start + PAGES_PER_COUNT / 8)) count += bitCount(byte);
-      this.#counts[group + 1] = this.#counts[group]! + count;
+    this.#counts = new Uint32Array(Math.ceil(bitmap.length / BYTES_PER_COUNT) + 1);
+    for (let at = 0, count = 0; at < bitmap.length; ) {
+      count += BIT_COUNTS[bitmap[at++]!]!;
+      if (at % BYTES_PER_COUNT === 0 || at === bitmap.length)
+        this.#counts[Math.ceil(at / BYTES_PER_COUNT)] = count;
     }
   }
 
@@ -152,7 +166,8 @@ class DumpedPages {
     const flags = descriptor.readUInt32LE(12);
     const bytes = readPart(this.#source, Number(descriptor.readBigUInt64LE(0)), size, 2 * PAGE_SIZE);
     if (bytes === undefined) return undefined;
-    const page = (flags & COMPRESSED) === 0 ? bytes : unpack(bytes, flags);
+    const unpack = UNPACK.find(([flag]) => (flags & flag) !== 0)?.[1];
+    const page = unpack === undefined ? bytes : unpack(bytes, PAGE_SIZE);
     return page?.length === PAGE_SIZE ? page : undefined;
   }
 
@@ -165,33 +180,20 @@ class DumpedPages {
   }
 }
 
-function bitCount(byte: number): number {
-  let count = 0;
-  for (let rest = byte; rest !== 0; rest &= rest - 1) count++;
-  return count;
-}
+type Unpack = (packed: Uint8Array, size: number) => Uint8Array | undefined;
 
-type Unpack = (bytes: Uint8Array, options: { maxOutputLength: number }) => Buffer;
-/** Only newer versions of Node.js have it. */
-const unpackZstd = (zlib as { zstdDecompressSync?: Unpack }).zstdDecompressSync;
-
-function unpack(bytes: Buffer, flags: number): Uint8Array | undefined {
-  const limit = { maxOutputLength: PAGE_SIZE };
-  if ((flags & (FLAG_LZO | FLAG_SNAPPY)) !== 0) throw unsupported('LZO or Snappy');
-  if ((flags & FLAG_ZSTD) !== 0 && unpackZstd === undefined) throw unsupported('Zstandard');
+function unpackZlib(packed: Uint8Array, size: number): Uint8Array | undefined {
   try {
-    return (flags & FLAG_ZSTD) !== 0 ? unpackZstd!(bytes, limit) : zlib.inflateSync(bytes, limit);
+    return inflateSync(packed, { maxOutputLength: size });
   } catch {
     return undefined;
   }
 }
 
-function unsupported(what: string): KvmiError {
-  return new KvmiError(
-    'E_DUMP_COMPRESSION',
-    `the memory dump is compressed with ${what}, which cannot be read`,
-    {
-      hint: 'Dump with zlib (dump-guest-memory -z, makedumpfile -c). Zstandard needs Node.js 22.15 or newer.',
-    },
-  );
-}
+/** By the flag of a page's descriptor; one without any is not packed. */
+const UNPACK: readonly (readonly [flag: number, unpack: Unpack])[] = [
+  [0x01, unpackZlib],
+  [0x02, unpackLzo],
+  [0x04, unpackSnappy],
+  [0x20, (packed, size) => loadZstd().decompress(packed, size)],
+];

@@ -1,4 +1,4 @@
-import { type DumpContents, damaged, MAX_SEGMENTS, regionsOf, type Segment } from './contents.ts';
+import { type DumpContents, damaged, MAX_SEGMENTS, memoryIn, type Segment } from './contents.ts';
 import { readPart, type Source } from './file.ts';
 
 /** LiME, version 1: before each range a header with its first and its last address. */
@@ -16,10 +16,10 @@ export function readLime(source: Source): DumpContents {
     const size = Number(header.readBigUInt64LE(16)) - gpa + 1;
     if (!(size > 0)) throw damaged(`the LiME range at ${at} ends before it starts`);
     const offset = at + LIME_HEADER;
-    segments.push({ gpa, size, offset, fileSize: Math.max(0, Math.min(size, source.size - offset)) });
+    segments.push({ gpa, size, offset, fileSize: size });
     at = offset + size;
   }
-  return { format: 'lime', regions: regionsOf(source, segments), states: [], vmcoreinfo: undefined };
+  return { format: 'lime', ...memoryIn(source, segments), states: [], vmcoreinfo: undefined };
 }
 
 /** The header before a range. */

@@ -1,6 +1,8 @@
 import { createHash } from 'node:crypto';
 import { basename } from 'node:path';
-import { STATE_SIZE } from '../../abi/state.ts';
+import { getU64 } from '../../abi/bytes.ts';
+import { MSRS_OFFSET, STATE_SIZE } from '../../abi/state.ts';
+import { EVENT_MSRS } from '../../abi/x86.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import {
@@ -16,7 +18,7 @@ import {
   type Trap,
   type Vcpu,
 } from '../../machine/index.ts';
-import type { DumpContents, DumpFormat } from './contents.ts';
+import type { DumpContents, DumpedState, DumpFormat } from './contents.ts';
 import type { FileSource } from './file.ts';
 
 const STOPPED = 'a memory dump is a machine that has stopped for good';
@@ -45,6 +47,8 @@ export class SnapshotMachine implements Machine {
   readonly format: DumpFormat;
   /** What the kernel says about itself, when the dump carries it apart from memory. */
   readonly vmcoreinfo: string | undefined;
+  /** Bytes of memory that the file should hold and does not, because it is cut off: they cannot be read. */
+  readonly missing: number;
   readonly #file: FileSource;
   #handler: MachineHandler | undefined;
 
@@ -54,6 +58,7 @@ export class SnapshotMachine implements Machine {
     this.memory = readOnly(new RegionMemory(contents.regions));
     this.format = contents.format;
     this.vmcoreinfo = contents.vmcoreinfo;
+    this.missing = contents.missing;
     this.#file = file;
     this.vcpus = contents.states.map((state, index) => new SnapshotVcpu(index, state, () => this.#handler));
     const withRegisters = contents.states.length > 0 ? true : `the ${contents.format} dump has no registers`;
@@ -101,15 +106,18 @@ function readOnly(memory: RegionMemory): PhysicalMemory {
   };
 }
 
+/** In the order in which the state block has them. */
+const STATE_MSRS: readonly number[] = Object.values(EVENT_MSRS);
+
 /** A vCPU as it was when the dump was made. */
 export class SnapshotVcpu implements Vcpu {
   readonly index: number;
   readonly started = true;
   readonly tscHz = 0;
-  readonly #state: Uint8Array;
+  readonly #state: DumpedState;
   readonly #handler: () => MachineHandler | undefined;
 
-  constructor(index: number, state: Uint8Array, handler: () => MachineHandler | undefined) {
+  constructor(index: number, state: DumpedState, handler: () => MachineHandler | undefined) {
     this.index = index;
     this.#state = state;
     this.#handler = handler;
@@ -122,15 +130,18 @@ export class SnapshotVcpu implements Vcpu {
   }
 
   readState(into: Uint8Array): void {
-    into.set(this.#state.subarray(0, STATE_SIZE));
+    into.set(this.#state.bytes.subarray(0, STATE_SIZE));
   }
 
   writeRegisters(): never {
     throw new CapabilityError('set-registers', READ_ONLY);
   }
 
-  readMsr(): never {
-    throw new CapabilityError('msrs', NOT_IN_DUMP);
+  /** Those of the state block. */
+  readMsr(index: number): bigint | undefined {
+    const place = STATE_MSRS.indexOf(index);
+    if (place < 0) throw new CapabilityError('msrs', NOT_IN_DUMP);
+    return this.#state.msrs.has(index) ? getU64(this.#state.bytes, MSRS_OFFSET + 8 * place) : undefined;
   }
 
   cpuid(): Awaitable<CpuidLeaf | undefined> {

@@ -1,12 +1,14 @@
 import { KvmiError } from '../../error.ts';
 import { PAGE_SIZE } from '../../machine/index.ts';
-import { type DumpContents, type DumpFormat, regionsOf } from './contents.ts';
-import { ELF_MAGIC, readElf } from './elf.ts';
+import { type DumpContents, type DumpFormat, damaged, memoryIn } from './contents.ts';
+import { readElf } from './elf.ts';
+import { ELF_MAGIC } from './elf-format.ts';
 import { FileSource, readPart, type Source } from './file.ts';
 import { FLATTENED_MAGIC, Flattened } from './flattened.ts';
 import { KDUMP_MAGIC, readKdump } from './kdump.ts';
 import { LIME_MAGIC, readLime } from './lime.ts';
 import { SnapshotMachine } from './machine.ts';
+import { unpacked } from './packed.ts';
 
 export interface OpenOptions {
   /** Told from the first bytes of the file unless given. */
@@ -15,12 +17,13 @@ export interface OpenOptions {
 
 /**
  * Opens a memory dump as a machine that has stopped for good. Throws a KvmiError with code E_DUMP_FILE when the file
- * cannot be read, E_DUMP_DAMAGED when it is not what it says it is.
+ * cannot be read, E_DUMP_DAMAGED when it is not what it says it is, E_DUMP_COMPRESSION when it is compressed in a way
+ * that cannot be read.
  */
 export function openSnapshot(path: string, options: OpenOptions = {}): SnapshotMachine {
   const file = new FileSource(path);
   try {
-    return new SnapshotMachine(file, readContents(file, options.format));
+    return new SnapshotMachine(file, readContents(unpacked(file, path), options.format));
   } catch (error) {
     file.close();
     throw error;
@@ -35,7 +38,9 @@ const READERS: Readonly<Record<DumpFormat, (source: Source) => DumpContents>> = 
 };
 
 function readContents(source: Source, format: DumpFormat | undefined): DumpContents {
-  return READERS[format ?? detectFormat(source)](source);
+  const contents = READERS[format ?? detectFormat(source)](source);
+  if (contents.regions.length === 0) throw damaged('it holds no memory');
+  return contents;
 }
 
 function isFlattened(source: Source): boolean {
@@ -61,5 +66,5 @@ function readRaw(source: Source): DumpContents {
     });
   }
   const segment = { gpa: 0, size: source.size, offset: 0, fileSize: source.size };
-  return { format: 'raw', regions: regionsOf(source, [segment]), states: [], vmcoreinfo: undefined };
+  return { format: 'raw', ...memoryIn(source, [segment]), states: [], vmcoreinfo: undefined };
 }

@@ -141,3 +141,40 @@ function takeSegment(note: Uint8Array, into: number, state: Uint8Array, at: numb
   putU32(note, into + 8, flags);
   putU64(note, into + 16, getU64(state, at));
 }
+
+/** `struct elf_prstatus` of x86-64: its size, and where the process id and the registers are (linux/elfcore.h). */
+const PRSTATUS = { size: 336, pid: 32, registers: 112 } as const;
+
+type StateReader = (state: Uint8Array) => bigint;
+const segmentField =
+  (name: (typeof SEGMENTS)[number], read: (state: Uint8Array, at: number) => bigint): StateReader =>
+  (state) =>
+    read(state, SREGS_OFFSET + kvmSregs.offsetOf(name));
+const selector = (name: (typeof SEGMENTS)[number]) =>
+  segmentField(name, (state, at) => BigInt(getU16(state, at + 12)));
+
+/** `struct user_regs_struct`, in its order; the register before rip is orig_rax, which a vCPU does not have. */
+const USER_REGISTERS: readonly (GeneralRegister | StateReader)[] = [
+  ...(['r15', 'r14', 'r13', 'r12', 'rbp', 'rbx', 'r11', 'r10'] as const),
+  ...(['r9', 'r8', 'rax', 'rcx', 'rdx', 'rsi', 'rdi'] as const),
+  () => 0n,
+  'rip',
+  selector('cs'),
+  'rflags',
+  'rsp',
+  selector('ss'),
+  segmentField('fs', getU64),
+  segmentField('gs', getU64),
+  ...(['ds', 'es', 'fs', 'gs'] as const).map(selector),
+];
+
+/** The note that debuggers take for a thread: a vCPU in this state. `id`: from 1 on, as QEMU counts. */
+export function prstatusOfState(state: Uint8Array, id: number): Uint8Array {
+  const note = new Uint8Array(PRSTATUS.size);
+  putU32(note, PRSTATUS.pid, id);
+  USER_REGISTERS.forEach((register, i) => {
+    const value = typeof register === 'string' ? getRegister(state, register) : register(state);
+    putU64(note, PRSTATUS.registers + 8 * i, value);
+  });
+  return note;
+}

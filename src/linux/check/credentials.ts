@@ -1,11 +1,11 @@
 import type { Gva } from '../../machine/index.ts';
-import type { Session } from '../session.ts';
+import type { Obj, Session } from '../session.ts';
 import { taskList } from '../tasks.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
 import type { Finding } from './finding.ts';
 
-/** Whose rights a process had, and where that was written. */
+/** Whose rights a process has, and where that is written. */
 export interface Rights {
   readonly pid: number;
   readonly comm: string;
@@ -13,6 +13,8 @@ export interface Rights {
   readonly cred: Gva;
   readonly uids: readonly number[];
   readonly capabilities: bigint;
+  /** Of the user that the kernel accounts the process to: that of its real user id. */
+  readonly user: number | undefined;
 }
 
 const PF_KTHREAD = 0x00200000;
@@ -21,11 +23,8 @@ export function* readRights(session: Session): Walk<Map<Gva, Rights>> {
   const rights = new Map<Gva, Rights>();
   for (const task of yield* taskList(session)) {
     if ((task.number('flags') & PF_KTHREAD) !== 0 || task.pointer('mm') === 0n) continue;
-    const cred = yield* session.attempt(
-      'credentials',
-      session.object('cred', task.pointer('cred')),
-      undefined,
-    );
+    const walk = session.object('cred', task.pointer('realCred'));
+    const cred = yield* session.attempt('credentials', walk, undefined);
     if (cred === undefined) continue;
     rights.set(task.gva, {
       pid: task.number('tgid'),
@@ -34,40 +33,52 @@ export function* readRights(session: Session): Walk<Map<Gva, Rights>> {
       cred: cred.gva,
       uids: [cred.number('uid'), cred.number('euid'), cred.number('suid'), cred.number('fsuid')],
       capabilities: cred.big('capEffective'),
+      user: yield* session.attempt('credentials', userOf(session, cred), undefined),
     });
   }
   return rights;
 }
 
+function* userOf(session: Session, cred: Obj<'cred'>): Walk<number | undefined> {
+  if (!cred.has('user') || session.kernel.layouts.get('user').size === 0) return undefined;
+  return (yield* session.object('user', cred.pointer('user'))).number('uid');
+}
+
 /**
- * The kernel never changes credentials that are in use: it makes new ones. Processes whose rights grew where they are,
- * and processes that share the credentials of the kernel's own threads.
+ * The kernel never changes credentials that are in use: it makes new ones, for one process each. So these are signs
+ * of a change by somebody else: rights that grew where they are, a user id that is not the one of the user whom the
+ * process is accounted to, and credentials that two processes share, or a process shares with the kernel.
  */
 export function* checkCredentials(
   session: Session,
   baseline: ReadonlyMap<Gva, Rights> | undefined,
 ): Walk<Finding[]> {
-  const shared = session.kernel.symbols.address('init_cred');
+  const kernelCred = session.kernel.symbols.address('init_cred');
   const findings: Finding[] = [];
+  const owners = new Map<Gva, Rights>();
   for (const [task, now] of yield* readRights(session)) {
-    const common = {
-      check: 'credentials',
-      subject: `${now.pid} ${now.comm}`,
-      address: hex(now.cred),
-    } as const;
-    if (now.cred === shared)
+    const report = (expected: string, found: string) =>
       findings.push({
-        ...common,
-        expected: 'credentials of its own',
-        found: 'those of the kernel (init_cred)',
+        check: 'credentials',
+        subject: `${now.pid} ${now.comm}`,
+        address: hex(now.cred),
+        expected,
+        found,
       });
+    const owner = owners.get(now.cred) ?? now;
+    owners.set(now.cred, owner);
+    if (now.cred === kernelCred) report(OWN, 'those of the kernel (init_cred)');
+    else if (owner.pid !== now.pid) report(OWN, `those of process ${owner.pid} ${owner.comm}`);
+    if (now.user !== undefined && now.user !== now.uids[0])
+      report(`user id ${now.user}, of the user that the process belongs to`, `user id ${now.uids[0]}`);
     const before = baseline?.get(task);
     const isSame = before?.cred === now.cred && before.startNs === now.startNs && before.pid === now.pid;
-    if (!isSame || !grew(before, now)) continue;
-    findings.push({ ...common, expected: describe(before), found: `${describe(now)} at the same address` });
+    if (isSame && grew(before, now)) report(describe(before), `${describe(now)} at the same address`);
   }
   return findings;
 }
+
+const OWN = 'credentials of its own';
 
 function grew(before: Rights, now: Rights): boolean {
   const becameRoot = now.uids.some((uid, i) => uid === 0 && before.uids[i] !== 0);

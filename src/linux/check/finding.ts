@@ -1,3 +1,6 @@
+import type { Session } from '../session.ts';
+import type { Walk } from '../walk.ts';
+
 /** Something that is not as it should be, with the evidence. */
 export interface Finding {
   readonly check:
@@ -7,11 +10,35 @@ export interface Finding {
     | 'entry'
     | 'hidden-process'
     | 'hidden-module'
-    | 'credentials';
+    | 'credentials'
+    | 'hook';
   /** What it is about: a function, a system call, a process. */
   readonly subject: string;
   /** Where the evidence is in the guest's memory. */
   readonly address: string;
   readonly expected: string;
   readonly found: string;
+}
+
+/**
+ * What two more looks at the guest find as well. A running guest changes while it is read, so that one look sees
+ * things that never were.
+ */
+export function* confirmed(
+  session: Session,
+  again: () => Session,
+  look: (session: Session) => Walk<Finding[]>,
+): Walk<Finding[]> {
+  let findings = yield* look(session);
+  for (let i = 0; i < MORE_LOOKS && findings.length > 0; i++) {
+    const seen = new Set((yield* look(again())).map(identityOf));
+    findings = findings.filter((finding) => seen.has(identityOf(finding)));
+  }
+  return findings;
+}
+
+const MORE_LOOKS = 2;
+
+function identityOf({ check, subject, address, found }: Finding): string {
+  return JSON.stringify([check, subject, address, found]);
 }

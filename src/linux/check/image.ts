@@ -5,6 +5,7 @@ import { type Section, sectionsOf } from '../elf-file.ts';
 import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
+import { readTables } from './dispatch.ts';
 import type { Finding } from './finding.ts';
 import { symbolic } from './hooks.ts';
 import { sitesOf } from './sites.ts';
@@ -40,12 +41,47 @@ export function* checkImage(session: Session, vmlinux: Uint8Array): Walk<Finding
   const allowed = new Uint8Array(now.bytes.length);
   markListed(session, sections, moved, now, allowed);
   for (const [address, { length }] of (yield* sitesOf(session)).at) mark(now, allowed, address, length);
-  return differences(session, { file, start: Number(now.start - moved - text.address), moved }, now, allowed);
+  const original = { file, start: Number(now.start - moved - text.address), moved };
+  return [
+    ...differences(session, original, now, allowed),
+    ...(yield* changedCalls(session, sections, moved)),
+  ];
+}
+
+/** Entries of the tables of system calls that are not those of the file. */
+function* changedCalls(session: Session, sections: readonly Section[], moved: bigint): Walk<Finding[]> {
+  const findings: Finding[] = [];
+  for (const { name, start, bytes } of yield* readTables(session)) {
+    const address = start - moved;
+    const home = sections.find(
+      (section) => section.content && address >= section.address && address < endOf(section),
+    );
+    // The table of interrupts is filled at boot.
+    if (home?.content === undefined || name === 'idt_table') continue;
+    const offset = Number(address - home.address);
+    for (let at = 0; at + 8 <= bytes.length && offset + at + 8 <= home.content.length; at += 8) {
+      const original = getU64(home.content, offset + at);
+      const [expected, found] = [original === 0n ? 0n : original + moved, getU64(bytes, at)];
+      if (expected === found) continue;
+      findings.push({
+        check: 'syscall',
+        subject: `${name}[${at / 8}]`,
+        address: hex(start + BigInt(at)),
+        expected: symbolic(session, expected),
+        found: symbolic(session, found),
+      });
+    }
+  }
+  return findings;
+}
+
+function endOf({ address, content }: Section): bigint {
+  return address + BigInt(content?.length ?? 0);
 }
 
 function wrongFile(why: string): KvmiError {
   return new KvmiError('E_VMLINUX', `the vmlinux file does not fit: ${why}`, {
-    hint: 'Give the uncompressed vmlinux of exactly the kernel that runs in the guest.',
+    hint: 'Give the vmlinux, vmlinuz or Debian package of exactly the kernel that runs in the guest.',
   });
 }
 
@@ -75,14 +111,32 @@ function markListed(
     for (let at = 0; at + 4 <= content.length; at += 4)
       mark(text, allowed, address + moved + BigInt(at + getS32(content, at)), length);
   }
-  const { size, fields } = session.kernel.layouts.get('alternative');
-  const table = sections.find(({ name }) => name === '.altinstructions');
+  markStructures(session, 'alternative', sections, moved, text, allowed);
+  markStructures(session, 'paravirtSite', sections, moved, text, allowed);
+}
+
+const STRUCTURE_SECTIONS = { alternative: '.altinstructions', paravirtSite: '.parainstructions' } as const;
+
+/** Tables whose entries say how long a place is; addresses in them are relative to themselves or absolute. */
+function markStructures(
+  session: Session,
+  kind: keyof typeof STRUCTURE_SECTIONS,
+  sections: readonly Section[],
+  moved: bigint,
+  text: TextImage,
+  allowed: Uint8Array,
+): void {
+  const { size, fields } = session.kernel.layouts.get<'alternative' | 'paravirtSite'>(kind);
+  const table = sections.find(({ name }) => name === STRUCTURE_SECTIONS[kind]);
   const { instruction, length } = fields;
   if (table?.content === undefined || instruction === undefined || length === undefined) return;
   for (let at = 0; at + size <= table.content.length; at += size) {
     const field = at + instruction.offset;
-    const site = table.address + moved + BigInt(field + getS32(table.content, field));
-    mark(text, allowed, site, table.content[at + length.offset]!);
+    const site =
+      instruction.size === 8
+        ? getU64(table.content, field)
+        : table.address + BigInt(field + getS32(table.content, field));
+    mark(text, allowed, site + moved, table.content[at + length.offset]!);
   }
 }
 

@@ -1,48 +1,59 @@
-import type { Gva } from '../../machine/index.ts';
 import { Session } from '../session.ts';
 import type { Walk } from '../walk.ts';
-import { checkCredentials, type Rights, readRights } from './credentials.ts';
-import { checkEntries, checkInterrupts, checkSyscalls } from './dispatch.ts';
-import type { Finding } from './finding.ts';
+import type { Baseline } from './baseline.ts';
+import { checkCredentials } from './credentials.ts';
+import { checkEntries, checkInterrupts, checkSyscalls, checkTables } from './dispatch.ts';
+import { confirmed, type Finding } from './finding.ts';
 import { checkImage } from './image.ts';
 import { hiddenModules } from './modules.ts';
 import { hiddenProcesses } from './processes.ts';
-import { checkText, readText, type TextImage } from './text.ts';
+import { checkText } from './text.ts';
 
+export { type Baseline, baselineFromBytes, baselineToBytes, takeBaseline } from './baseline.ts';
 export type { Finding } from './finding.ts';
 export { type Hook, hooks } from './hooks.ts';
 
-/** A guest at a time when it was thought to be well, to compare it with later. */
-export interface Baseline {
-  readonly text: TextImage;
-  readonly rights: ReadonlyMap<Gva, Rights>;
-}
-
 export interface CheckOptions {
   readonly baseline?: Baseline;
-  /** The 536-byte states of vCPUs, to check LSTAR and the interrupt table. */
+  /** The 536-byte states of vCPUs, to check the MSRs with the kernel's entries and the interrupt table. */
   readonly states?: readonly Uint8Array[];
-  /** The uncompressed vmlinux file of the kernel, to compare its code with. */
+  /** The vmlinux of the kernel, as `readKernelFile` gives it, to compare its code with. */
   readonly vmlinux?: Uint8Array;
 }
 
-export function* takeBaseline(session: Session): Walk<Baseline> {
-  return { text: yield* readText(session), rights: yield* readRights(session) };
-}
+type Look = (session: Session) => Walk<Finding[]>;
 
 export function* check(session: Session, { baseline, states = [], vmlinux }: CheckOptions): Walk<Finding[]> {
   const again = () => new Session(session.kernel);
-  const walks: readonly (readonly [string, Walk<Finding[]>])[] = [
-    ['text', checkText(session, baseline?.text)],
-    ...(vmlinux === undefined ? [] : [['vmlinux', checkImage(session, vmlinux)] as const]),
-    ['system calls', checkSyscalls(session)],
-    ['interrupts', checkInterrupts(session)],
-    ['entries', checkEntries(session, states)],
-    ['hidden modules', hiddenModules(session)],
-    ['hidden processes', hiddenProcesses(session, again)],
-    ['credentials', checkCredentials(session, baseline?.rights)],
+  const known = comparable(session, baseline);
+  const looks: readonly (readonly [string, Look])[] = [
+    ['text', (look) => checkText(look, known)],
+    ...(vmlinux === undefined ? [] : [['vmlinux', (look: Session) => checkImage(look, vmlinux)] as const]),
+    ['system calls', checkSyscalls],
+    ['interrupts', checkInterrupts],
+    ['tables', (look) => checkTables(look, known?.tables ?? [])],
+    ['entries', (look) => checkEntries(look, states)],
+    ['hidden modules', hiddenModules],
+    ['credentials', (look) => checkCredentials(look, known?.rights)],
   ];
-  const findings: Finding[] = [];
-  for (const [what, walk] of walks) findings.push(...(yield* session.attempt(what, walk, [])));
-  return findings;
+  const findings = new Map<string, Finding>();
+  const add = (found: readonly Finding[]) => {
+    for (const finding of found) {
+      // Two checks may see the same; what the first one says is the more specific.
+      const place = `${finding.check} ${finding.address} ${finding.subject}`;
+      if (!findings.has(place)) findings.set(place, finding);
+    }
+  };
+  for (const [what, look] of looks) add(yield* session.attempt(what, confirmed(session, again, look), []));
+  add(yield* session.attempt('hidden processes', hiddenProcesses(session, again), []));
+  return [...findings.values()];
+}
+
+/** The baseline, when it is of this boot. */
+function comparable(session: Session, baseline: Baseline | undefined): Baseline | undefined {
+  if (baseline === undefined) return undefined;
+  const { kernel } = session;
+  if (baseline.banner === kernel.banner && baseline.text.start === session.symbol('_stext')) return baseline;
+  session.note('the baseline is of another boot or of another kernel, and is not used');
+  return undefined;
 }

@@ -3,8 +3,9 @@ import { memoriesOf, moduleList } from '../modules.ts';
 import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
+import { checkDispatchers, checkFunctionStarts } from './branches.ts';
 import type { Finding } from './finding.ts';
-import { symbolic } from './hooks.ts';
+import { checkHooks, symbolic } from './hooks.ts';
 import { isLegitimate, MAX_SITE, type Site, type Sites, sitesOf } from './sites.ts';
 
 const MAX_TEXT = 256 << 20;
@@ -40,13 +41,48 @@ export function* codeTest(session: Session, sites: Sites): Walk<CodeTest> {
     sites.trampolines.has(address) || ranges.some((range) => address >= range.start && address < range.end);
 }
 
-/** Compares the kernel's code with an earlier copy of it, and what stands at places that may change with what may. */
-export function* checkText(session: Session, baseline: TextImage | undefined): Walk<Finding[]> {
+/** The code of a module. */
+export interface ModuleText extends TextImage {
+  readonly module: string;
+}
+
+export function* readModuleTexts(session: Session): Walk<ModuleText[]> {
+  const texts: ModuleText[] = [];
+  for (const module of yield* session.attempt('modules', moduleList(session), [])) {
+    const name = module.text('name');
+    const size = module.number('textSize');
+    if (size > MAX_TEXT) continue;
+    const start = module.pointer('base');
+    const walk = session.kernel.readBulk(start, size);
+    const bytes = yield* session.attempt(`the code of module ${name}`, walk, undefined);
+    if (bytes !== undefined) texts.push({ module: name, start, bytes });
+  }
+  return texts;
+}
+
+/** Compares code with an earlier copy of it, and what stands at places that may change with what may. */
+export function* checkText(
+  session: Session,
+  baseline: { readonly text: TextImage; readonly modules: readonly ModuleText[] } | undefined,
+): Walk<Finding[]> {
   const text = yield* readText(session);
   const sites = yield* sitesOf(session);
   const isCode = yield* codeTest(session, sites);
-  const findings = checkSites(session, text, sites, isCode);
-  if (baseline !== undefined) findings.push(...changes(session, baseline, text, sites));
+  const findings = [
+    ...checkFunctionStarts(session, text, sites),
+    ...checkSites(session, text, sites, isCode),
+    ...(yield* checkDispatchers(session, text)),
+    ...(yield* session.attempt('hooks', checkHooks(session, isCode), [])),
+  ];
+  if (baseline !== undefined) {
+    findings.push(...changes(session, baseline.text, text, sites));
+    for (const now of yield* readModuleTexts(session)) {
+      const before = baseline.modules.find(({ module }) => module === now.module);
+      // One that was unloaded and loaded again lies elsewhere.
+      if (before?.start === now.start && before.bytes.length === now.bytes.length)
+        findings.push(...changes(session, before, now, sites));
+    }
+  }
   if (findings.length > MAX_FINDINGS)
     session.note(`${findings.length} findings about text cut at ${MAX_FINDINGS}`);
   return findings.slice(0, MAX_FINDINGS);
@@ -76,10 +112,6 @@ function checkSites(session: Session, text: TextImage, sites: Sites, isCode: Cod
 /** Runs of bytes that differ, but for those that a site explains. */
 function changes(session: Session, before: TextImage, now: TextImage, sites: Sites): Finding[] {
   const findings: Finding[] = [];
-  if (before.start !== now.start || before.bytes.length !== now.bytes.length) {
-    session.note('the baseline is of another boot: the kernel lies elsewhere');
-    return findings;
-  }
   const then = Buffer.from(before.bytes.buffer, before.bytes.byteOffset, before.bytes.length);
   for (let page = 0; page < now.bytes.length && findings.length <= MAX_FINDINGS; page += PAGE) {
     const end = Math.min(page + PAGE, now.bytes.length);

@@ -1,0 +1,95 @@
+import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+
+const run = promisify(execFile);
+const PATIENCE_MS = 20_000;
+/** Works without cgroups, without systemd and in a container; QEMU runs as Debian has it, as its own user. */
+const QEMU_CONF = 'security_driver = "none"\ncgroup_controllers = []\nstdio_handler = "file"\n';
+/** Where libvirt keeps what it must not share with a libvirt of this host. */
+const PRIVATE = ['/run', '/var/lib/libvirt', '/var/log/libvirt', '/var/cache/libvirt'];
+
+/** Why no libvirt can be started here; undefined when it can. */
+export function whyNoLibvirt(): string | undefined {
+  if (process.getuid?.() !== 0) return 'libvirt takes root';
+  for (const program of ['libvirtd', 'virsh', 'unshare']) {
+    const { error } = spawnSync(program, ['--version'], { stdio: 'ignore' });
+    if (error) return `${program} is not installed`;
+  }
+  return undefined;
+}
+
+/**
+ * A libvirt daemon of our own: its files, sockets and processes are in namespaces, apart from the host's. The shell is
+ * the first process there and collects those that have lost their parent, which libvirt waits for.
+ */
+export class Libvirt {
+  readonly directory: string;
+  readonly #daemon: ChildProcess;
+
+  private constructor(directory: string, daemon: ChildProcess) {
+    this.directory = directory;
+    this.#daemon = daemon;
+  }
+
+  static async start(): Promise<Libvirt> {
+    const directory = mkdtempSync(join(tmpdir(), 'kvmi-libvirt-'));
+    chmodSync(directory, 0o755);
+    writeFileSync(join(directory, 'qemu.conf'), QEMU_CONF);
+    writeFileSync(
+      join(directory, 'libvirtd.conf'),
+      `unix_sock_dir = "${directory}"\nauth_unix_rw = "none"\nlog_outputs = "3:file:${directory}/log"\n`,
+    );
+    const script = [
+      `mount --bind ${directory}/qemu.conf /etc/libvirt/qemu.conf`,
+      ...PRIVATE.map((path) => `mkdir -p ${path} && mount -t tmpfs tmpfs ${path}`),
+      'mkdir -p /run/libvirt',
+      `{ libvirtd -f ${directory}/libvirtd.conf & wait; }`,
+    ].join(' && ');
+    const namespaces = [
+      '--mount',
+      '--propagation',
+      'private',
+      '--pid',
+      '--fork',
+      '--kill-child',
+      '--mount-proc',
+    ];
+    const daemon = spawn('unshare', [...namespaces, 'sh', '-c', script], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
+    const libvirt = new Libvirt(directory, daemon);
+    await libvirt.#ready();
+    return libvirt;
+  }
+
+  /** The connection, as virsh takes it. */
+  get uri(): string {
+    return `qemu+unix:///system?socket=${this.directory}/libvirt-sock`;
+  }
+
+  async virsh(...args: readonly string[]): Promise<string> {
+    return (await run('virsh', ['-c', this.uri, ...args])).stdout.trim();
+  }
+
+  async #ready(): Promise<void> {
+    const deadline = Date.now() + PATIENCE_MS;
+    for (;;) {
+      const up = existsSync(join(this.directory, 'libvirt-sock'));
+      if (up && (await this.virsh('list').catch(() => undefined)) !== undefined) return;
+      if (this.#daemon.exitCode !== null || Date.now() > deadline) {
+        await this.stop();
+        throw new Error('libvirtd does not start');
+      }
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+
+  async stop(): Promise<void> {
+    if (this.#daemon.exitCode === null && this.#daemon.kill('SIGKILL')) await once(this.#daemon, 'exit');
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}

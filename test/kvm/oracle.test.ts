@@ -1,0 +1,115 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, it } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
+import { getU32 } from '../../src/abi/bytes.ts';
+import { kernelMemslots } from '../../src/drivers/kvm/attach.ts';
+import type { Memslot } from '../../src/drivers/kvm/memslots.ts';
+import { oracleMemslots } from '../../src/drivers/kvm/oracle-memslots.ts';
+import { kvmDescriptors } from '../../src/drivers/kvm/proc.ts';
+import { ProcessMemory } from '../../src/drivers/kvm/process-memory.ts';
+import { VmFile } from '../../src/drivers/kvm/vm-file.ts';
+import { kernel } from '../../src/drivers/kvm/vmm.ts';
+import { compile, missing, startQemu, startQemuWith, temporaryFolder, until } from './kit.ts';
+
+/* The ways to find the memory slots of a running VMM, against each other. */
+
+const COUNTER = 0x10000;
+/** Slots that the oracle makes for a moment. */
+const MARKERS = [503, 504, 505, 506];
+
+const reason = missing('gcc', 'qemu-system-x86_64');
+const noKernel = reason === undefined && typeof kernel() === 'string' ? `needs BPF: ${kernel()}` : undefined;
+
+function withVm<T>(pid: number, use: (vm: VmFile) => T): T {
+  const vm = new VmFile(pid, kvmDescriptors(pid).vms[0]!);
+  try {
+    return use(vm);
+  } finally {
+    vm.release();
+  }
+}
+
+/** What the oracle finds: what the kernel has, before and after. Undefined when the VMM has changed it meanwhile. */
+function found(pid: number): readonly Memslot[] | undefined {
+  return withVm(pid, (vm) => {
+    const before = kernelMemslots(vm);
+    const slots = oracleMemslots(vm, false);
+    const after = kernelMemslots(vm);
+    assert.ok(!after.some(({ slot }) => MARKERS.includes(slot)), 'no slot of the oracle is left');
+    if (!isDeepStrictEqual(before, after)) return undefined;
+    assert.deepEqual(slots, before, 'the oracle finds what the kernel has');
+    return slots;
+  });
+}
+
+/** What the guest of counter.S has counted, where QEMU has it. */
+function counter(pid: number): number {
+  const [ram] = withVm(pid, kernelMemslots);
+  const memory = new ProcessMemory(pid);
+  const bytes = new Uint8Array(4);
+  memory.read(ram!.hva + COUNTER, bytes);
+  memory.close();
+  return getU32(bytes, 0);
+}
+
+describe('memory slots of a running VMM', { skip: reason ?? noKernel ?? false }, () => {
+  const folder = temporaryFolder();
+
+  it('are those that the VMM has made', async () => {
+    const program = compile('guest', folder);
+    const output = join(folder, 'output');
+    // Not a child of this process, which it would wait for.
+    const script = `sleep 60 | ${program} > ${output} & echo $!`;
+    const pid = Number(
+      execFileSync('sh', ['-c', script], { stdio: ['ignore', 'pipe', 'inherit'] }).toString(),
+    );
+    try {
+      await until(() => readFileSync(output, 'latin1').includes('ready'), 'the program is ready');
+      const lines = [...readFileSync(output, 'latin1').matchAll(/^slot (\S+) (\S+) (\S+) (\S+) (\S+)$/gm)];
+      const made = lines.map(
+        ([, slot, gpa, size, hva, readonly]): Memslot => ({
+          slot: Number(slot),
+          gpa: Number(gpa),
+          size: Number(size),
+          hva: Number(hva),
+          readonly: readonly === '1',
+        }),
+      );
+      assert.deepEqual(
+        found(pid),
+        made.sort((a, b) => a.gpa - b.gpa),
+      );
+    } finally {
+      process.kill(pid, 'SIGKILL');
+    }
+  });
+
+  it('are found again and again while the guest counts on', async () => {
+    const qemu = await startQemu(folder, 2);
+    try {
+      await until(() => counter(qemu.pid) > 0, 'the guest has started');
+      for (let round = 0; round < 5; round++) {
+        assert.ok(found(qemu.pid), 'the VMM has changed nothing');
+        const from = counter(qemu.pid);
+        await until(() => counter(qemu.pid) !== from, 'the guest counts on');
+      }
+    } finally {
+      qemu.kill();
+    }
+  });
+
+  for (const options of ['-M pc -m 64', '-M q35 -m 4096', '-M microvm -m 64']) {
+    it(`of QEMU ${options}`, async () => {
+      const qemu = await startQemuWith(options);
+      try {
+        await until(() => withVm(qemu.pid, kernelMemslots).length > 1, 'QEMU has its memory');
+        await until(() => found(qemu.pid) !== undefined, 'QEMU leaves its memory as it is');
+      } finally {
+        qemu.kill();
+      }
+    });
+  }
+});
