@@ -62,11 +62,12 @@ const ENOENT = 2;
 
 /**
  * Whether the VMM forbids a thread what the agent has to do there when it is left alone: the kernel would kill the VMM
- * for it. While the thread is traced its filters can be lifted, and only so long.
+ * for it. While the thread is traced its filters can be lifted, and only so long. `unknown` is the answer where the kernel
+ * does not show them, which takes CAP_SYS_ADMIN.
  */
-export function isConfined(tracee: Tracee): boolean {
+export function isConfined(tracee: Tracee, unknown: boolean): boolean {
   if (statusNumber(tracee.tid, 'Seccomp') !== SECCOMP.MODE_FILTER) return false;
   const filters = filtersOf(tracee.tid);
-  if (!filters) return true;
+  if (!filters) return unknown;
   return lastCalls(tracee.tid).some((call) => filters.some((filter) => !allowed(filter, call)));
 }
