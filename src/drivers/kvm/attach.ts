@@ -88,7 +88,9 @@ export function attachKvm({ pid, vm, unsafe = false }: AttachOptions): KvmMachin
   if (fd === undefined || !vms.includes(fd)) {
     throw new KvmiError(
       'E_NO_VM',
-      `process ${pid} has no VM${vm === undefined ? '' : ` with descriptor ${vm}`}`,
+      statusNumber(pid, 'Pid') === undefined
+        ? `there is no process ${pid}`
+        : `process ${pid} has no VM${vm === undefined ? '' : ` with descriptor ${vm}`}`,
       {
         hint: "kvmi list shows the VMs of this host. Other users' processes can only be seen by root.",
       },
