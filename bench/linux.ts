@@ -1,9 +1,8 @@
-import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openQemu } from '../src/drivers/qemu/index.ts';
-import { dumpMemory } from '../src/drivers/snapshot/index.ts';
 import { Linux } from '../src/linux/index.ts';
 import type { Machine } from '../src/machine/index.ts';
 import type { KernelSeries } from '../test/kit/debian-kernel.ts';
@@ -13,7 +12,6 @@ import { type Measurement, median, type Suite } from './measurement.ts';
 const RUNS = 9;
 const REFRESHES = 40;
 const TASKS = 100;
-const DUMP_RUNS = 3;
 
 function seconds(run: () => unknown): number {
   const start = performance.now();
@@ -65,37 +63,6 @@ async function refresh(machine: Machine): Promise<Measurement> {
   return { name: `list ${TASKS} processes again`, value, unit: 'ms', against: against(10, value, 'ms') };
 }
 
-function memoryFile(pid: number): string {
-  const directory = `/proc/${pid}/fd`;
-  const fd = readdirSync(directory).find((name) =>
-    readlinkSync(join(directory, name)).includes('memory-backend-memfd'),
-  );
-  return join(directory, fd!);
-}
-
-async function dump(machine: Machine, vm: LinuxGuest, directory: string): Promise<Measurement> {
-  const ours: number[] = [];
-  const dd: number[] = [];
-  for (let i = 0; i < DUMP_RUNS; i++) {
-    const file = join(directory, `dump-${i}`);
-    const start = performance.now();
-    await dumpMemory(machine, file, { format: 'elf' });
-    ours.push((performance.now() - start) / 1000);
-    rmSync(file);
-    const args = [`if=${memoryFile(vm.pid)}`, `of=${file}`, 'bs=4M', 'conv=sparse,fsync'];
-    dd.push(seconds(() => spawnSync('dd', args, { stdio: 'ignore' })));
-    rmSync(file);
-  }
-  const total = machine.memory.regions.reduce((sum, { size }) => sum + size, 0);
-  const value = total / 2 ** 20 / median(ours);
-  return {
-    name: `dump ${Math.round(total / 2 ** 20)} MiB as ELF`,
-    value,
-    unit: 'MiB/s',
-    against: { what: 'dd of the same bytes', ratio: median(dd) / median(ours), budget: '>= 0.5' },
-  };
-}
-
 async function withGuest(
   kernel: KernelSeries,
   measure: (vm: LinuxGuest, directory: string) => Promise<Measurement[]> | Measurement[],
@@ -119,7 +86,7 @@ export const linuxSuite: Suite = {
   async run() {
     const results = await withGuest('6.1', async (vm, directory) => {
       const machine = await openQemu({ qmp: vm.qmp });
-      const inProcess = [await refresh(machine), await dump(machine, vm, directory)];
+      const inProcess = [await refresh(machine)];
       await machine.close();
       return [...wholeProcess(vm.qmp, directory, '6.1'), ...inProcess];
     });

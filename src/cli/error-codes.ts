@@ -102,8 +102,8 @@ export const ERROR_CODES = {
   },
   E_DUMP_COMPRESSION: {
     exit: 'unsupported',
-    meaning: 'A memory dump is compressed in a way that cannot be read here.',
-    next: 'Dump with zlib, or use a newer Node.js; the message says which.',
+    meaning: 'A memory dump is, or is to be, compressed in a way that is not available here.',
+    next: 'Unpack it first, or get Zstandard; the hint says which, and how.',
   },
   E_DUMP_DAMAGED: {
     exit: 'error',
@@ -112,7 +112,7 @@ export const ERROR_CODES = {
   },
   E_DUMP_FILE: {
     exit: 'noSuchVm',
-    meaning: 'A memory dump cannot be opened.',
+    meaning: 'A memory dump, or its checksums, cannot be read.',
     next: 'Check the path and the rights.',
   },
   E_ELF: {
@@ -316,7 +316,7 @@ export const ERROR_CODES = {
   E_NO_MEMSLOTS: {
     exit: 'error',
     meaning: 'The memory of a VM was not found in its VMM.',
-    next: 'Run as root on a kernel with BTF; the message says which way failed and why.',
+    next: 'Run as root, or with CAP_BPF and CAP_PERFMON, on a kernel with BTF: then nothing has to be guessed.',
   },
   E_NO_PROCESS: {
     exit: 'usage',

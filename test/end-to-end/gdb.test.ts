@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict';
 import { execFile, spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { promisify } from 'node:util';
 import { EXIT } from '../../src/cli/exit-codes.ts';
@@ -17,7 +20,9 @@ async function gdb(server: KvmiProcess, ...commands: string[]): Promise<string> 
   await server.seen('stdout', /target remote .*\n/);
   const lines = ['set pagination off', 'set confirm off', server.stdout.trim(), ...commands];
   const args = ['-nx', '-batch', ...lines.flatMap((line) => ['-ex', line])];
-  const { stdout, stderr } = await promisify(execFile)('gdb', args, { timeout: 50_000 });
+  // One that is killed on purpose fails, with what it printed until then.
+  const ended = promisify(execFile)('gdb', args, { timeout: 50_000 });
+  const { stdout, stderr } = await ended.catch((error: { stdout: string; stderr: string }) => error);
   return stdout + stderr;
 }
 
@@ -63,6 +68,78 @@ test('kvmi gdb on a Linux guest', { skip: whyNoGdb ?? whyNoLinuxGuest() ?? false
     assert.equal((await server.ended).code, EXIT.ok.code, server.stderr);
     await vm.nextTicks(3, 30_000);
     assert.equal(await vm.run('echo alive'), 'alive\n');
+  } finally {
+    await vm.kill();
+  }
+});
+
+test('kvmi gdb on a memory dump', { skip: whyNoGdb ?? false }, async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'kvmi-gdb-dump-'));
+  try {
+    const file = join(directory, 'vm.elf');
+    assert.equal((await kvmi(['dump', 'embedded:', file])).code, EXIT.ok.code);
+    const { stdout } = await kvmi(['regs', `file:${file}`, '-o', 'json']);
+    const rip = (JSON.parse(stdout) as { rows: { register: string; value: string }[] }).rows.find(
+      ({ register }) => register === 'rip',
+    )!.value;
+    const server = new KvmiProcess(['gdb', `file:${file}`, '--once']);
+    const output = await gdb(
+      server,
+      'info threads',
+      'printf "rip=0x%lx\\n", $rip',
+      'x/i $rip',
+      'break *($rip + 32)',
+      'continue',
+      'detach',
+    );
+    assert.match(output, /vCPU 0, cr3 0x/, output);
+    assert.match(output, new RegExp(`rip=${rip}\n`), output);
+    assert.match(output, new RegExp(`=> ${rip}:\\s+\\w+`), output);
+    assert.match(output, /Cannot insert breakpoint 1/, output);
+    assert.equal((await server.ended).code, EXIT.ok.code, server.stderr);
+    assert.match(server.stderr, /GDB's request failed/);
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+});
+
+test('kvmi gdb: Ctrl-C stops the guest, a watchpoint in hardware is refused, and a GDB that is killed leaves nothing', {
+  skip: whyNoGdb ?? whyNoLinuxGuest() ?? false,
+}, async () => {
+  const vm = await LinuxGuest.boot({ smp: 2 });
+  try {
+    const { __x64_sys_write: write } = await symbolsOf(vm, ['__x64_sys_write']);
+    const entry = `0x${write!.toString(16)}`;
+    const server = new KvmiProcess(['gdb', `qemu:${vm.qmp}`]);
+    const interrupted = await gdb(
+      server,
+      // GDB takes the signal while it waits for the guest.
+      'python import os, signal, threading',
+      'python threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()',
+      'continue',
+      'printf "stopped at %lx\\n", $rip',
+      `watch *(int *)${entry}`,
+      'continue',
+      'detach',
+    );
+    assert.match(interrupted, /SIGINT/, interrupted);
+    assert.match(interrupted, /stopped at \w+/, interrupted);
+    assert.match(interrupted, /Could not insert hardware/, interrupted);
+    const killed = await gdb(
+      server,
+      `break *${entry}`,
+      'continue',
+      'printf "hit\\n"',
+      'python import os, signal',
+      'python os.kill(os.getpid(), signal.SIGKILL)',
+    );
+    assert.match(killed, /hit\n/, killed);
+    await vm.nextTicks(3, 30_000);
+    assert.equal(await vm.run('echo alive'), 'alive\n');
+    const again = await gdb(server, `x/1bx ${entry}`, 'detach');
+    assert.doesNotMatch(again, /:\s+0xcc/, 'no breakpoint is left in the code');
+    server.kill('SIGINT');
+    assert.equal((await server.ended).code, EXIT.interrupted.code, server.stderr);
   } finally {
     await vm.kill();
   }

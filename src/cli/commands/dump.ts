@@ -40,9 +40,9 @@ interface Dumped extends DumpResult {
 
 /** The guest is held from the first byte that is read to the last one, or not at all. */
 async function dumped(context: Context, machine: Machine, file: string, wanted: Wanted): Promise<Dumped> {
-  const { signal, progress } = context;
+  const { signal, progress, log } = context;
   const { format, compress, live, fresh } = wanted;
-  const { dumpMemory } = await import('../../drivers/snapshot/index.ts');
+  const { dumpMemory, partialPath } = await import('../../drivers/snapshot/index.ts');
   const vmcoreinfo = format === 'elf' ? await vmcoreinfoOf(context, machine) : undefined;
   const { name, uuid } = machine;
   const memory = responsiveMemory(machine.memory, signal);
@@ -60,6 +60,7 @@ async function dumped(context: Context, machine: Machine, file: string, wanted: 
     if (live) return { ...(await write({})), paused: 0 };
     let paused = 0;
     const result = await whilePaused(machine, signal, (states, release) => {
+      log.info('the guest is paused while its memory is copied');
       const start = performance.now();
       const onCopied = (): void => {
         paused = performance.now() - start;
@@ -70,6 +71,8 @@ async function dumped(context: Context, machine: Machine, file: string, wanted: 
     return { ...result, paused: Math.round(paused) };
   } finally {
     progress.clear();
+    if (signal.aborted && existsSync(partialPath(file)))
+      log.note(`${partialPath(file)} is the beginning of it; the same command goes on with it`);
   }
 }
 

@@ -121,6 +121,21 @@ test('CSV quotes what needs it', async () => {
   ]);
 });
 
+test('CSV has no formula that a guest has chosen', async () => {
+  const names = ['=1+1', '+1', '-bash', '@SUM(1)', '=HYPERLINK("x,y")', 'a=b', "'=1", '\t=1'];
+  const rows: Row[] = names.map((name) => ({ name, pid: -5 }));
+  assert.deepEqual((await lines({ rows, format: 'csv', columns: ['name', 'pid'] })).slice(1), [
+    "'=1+1,-5",
+    "'+1,-5",
+    "'-bash,-5",
+    "'@SUM(1),-5",
+    '"\'=HYPERLINK(""x,y"")",-5',
+    'a=b,-5',
+    "'=1,-5",
+    '\\x09=1,-5',
+  ]);
+});
+
 test('-q prints keys alone', async () => {
   assert.deepEqual(await lines({ quiet: true }), ['17', '1234']);
 });

@@ -98,8 +98,7 @@ export class Threads {
   }
 
   #checkConfinement(tracee: Tracee): boolean {
-    // Under kvmi run there is always a filter, its own, which is none of that kind.
-    const confined = isConfined(tracee, this.#vmm.liftFilters);
+    const confined = isConfined(tracee, !this.#vmm.liftFilters);
     if (confined && !this.#vmm.liftFilters) {
       tracee.detach();
       throw new KvmiError('E_UNSUPPORTED', 'a seccomp filter forbids the VMM what introspection takes', {

@@ -8,6 +8,7 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
+import { KvmiError } from '../../error.ts';
 import type { WrittenFormat } from './dump-layout.ts';
 import type { Frame } from './seekable.ts';
 
@@ -74,8 +75,8 @@ function isIdentity(value: DumpIdentity): boolean {
   );
 }
 
-/** What was added since the record before. */
-type Record = Readonly<DumpState>;
+/** What was added since the record before; or the process that writes from here on. */
+type Record = Readonly<DumpState> | { readonly writer: number };
 
 /**
  * How far an unfinished dump has come, in `FILE.partial.checksums`: lines of JSON, the identity first, then what each
@@ -93,10 +94,15 @@ export class DumpJournal {
     const path = manifestPath(partial);
     rmSync(path, { force: true });
     writeFileSync(path, `${JSON.stringify(identity)}\n`, { mode: 0o600, flag: 'wx' });
-    return new DumpJournal(path);
+    const journal = new DumpJournal(path);
+    journal.#append({ writer: process.pid });
+    return journal;
   }
 
-  /** The journal of an unfinished dump and its state; undefined when it is not there, or of something else. */
+  /**
+   * The journal of an unfinished dump and its state; undefined when it is not there, or of something else. Throws a
+   * KvmiError with code E_OUTPUT_FILE when another process is at it.
+   */
   static open(
     partial: string,
     identity: DumpIdentity,
@@ -107,10 +113,17 @@ export class DumpJournal {
     const whole = text.slice(0, text.lastIndexOf('\n') + 1);
     const [first, ...records] = whole.split('\n').slice(0, -1);
     if (first !== JSON.stringify(identity)) return undefined;
-    truncateSync(path, Buffer.byteLength(whole));
     const state: DumpState = { checksums: [], frames: [], unreadable: 0 };
-    for (const record of records) add(state, JSON.parse(record) as Record);
+    let writer = process.pid;
+    for (const line of records) {
+      const record = JSON.parse(line) as Record;
+      if ('writer' in record) writer = record.writer;
+      else add(state, record);
+    }
+    if (writer !== process.pid && isRunning(writer)) throw busy(partial, writer);
+    truncateSync(path, Buffer.byteLength(whole));
     const journal = new DumpJournal(path);
+    journal.#append({ writer: process.pid });
     journal.#mark(state);
     return { journal, state };
   }
@@ -123,9 +136,12 @@ export class DumpJournal {
       frames: state.frames.slice(frames),
       unreadable: state.unreadable,
     };
-    const line = `${JSON.stringify(record)}\n`;
     this.#mark(state);
-    return { write: () => appendFileSync(this.#path, line) };
+    return { write: () => this.#append(record) };
+  }
+
+  #append(record: Record): void {
+    appendFileSync(this.#path, `${JSON.stringify(record)}\n`);
   }
 
   #mark({ checksums, frames }: DumpState): void {
@@ -138,10 +154,25 @@ export class DumpJournal {
   }
 }
 
-function add(state: DumpState, { checksums, frames, unreadable }: Record): void {
+function add(state: DumpState, { checksums, frames, unreadable }: DumpState): void {
   for (const checksum of checksums) state.checksums.push(checksum);
   for (const frame of frames) state.frames.push(frame);
   state.unreadable = unreadable;
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}
+
+function busy(partial: string, pid: number): KvmiError {
+  return new KvmiError('E_OUTPUT_FILE', `${partial} is being written by process ${pid}`, {
+    hint: 'Wait for it, or choose another name. If that process is something else, start anew (--fresh).',
+    data: { pid },
+  });
 }
 
 /** A file of this user's that is no link: another one's in a shared directory is not written to. */

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   appendFileSync,
@@ -157,9 +157,12 @@ for (const kind of KINDS) {
   });
 }
 
+function dumpScript(): string {
+  return join(import.meta.dirname, '..', '..', '..', 'test', 'kit', 'dump-process.js');
+}
+
 function dumpProcess(file: string, { format, compression }: DumpOptions, generation: number): ChildProcess {
-  const script = join(import.meta.dirname, '..', '..', '..', 'test', 'kit', 'dump-process.js');
-  const args = [script, file, format, compression ?? '', String(generation)];
+  const args = [dumpScript(), file, format, compression ?? '', String(generation)];
   return spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
 }
 
@@ -241,6 +244,20 @@ describe('dumpMemory', () => {
       resume: false,
     });
     assert.equal(anew.resumed, false);
+    assert.deepEqual(await verifyDump(file), []);
+  });
+
+  test('two at a time do not write the same file', async () => {
+    const file = fresh();
+    const child = dumpProcess(file, { format: 'raw', compression: 'zstd' }, 1);
+    await once(child.stdout!, 'data');
+    child.kill('SIGSTOP');
+    const args = [dumpScript(), file, 'raw', 'zstd', '1'];
+    const second = spawnSync(process.execPath, args, { encoding: 'utf8' });
+    assert.match(second.stderr, /is being written by process/);
+    child.kill('SIGCONT');
+    const [code] = await once(child, 'close');
+    assert.equal(code, 0);
     assert.deepEqual(await verifyDump(file), []);
   });
 

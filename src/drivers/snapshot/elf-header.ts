@@ -1,7 +1,7 @@
 import { PAGE_SIZE } from '../../machine/index.ts';
 import type { DumpNotes } from './dump-layout.ts';
 import { ELF_CORE, ELF_MAGIC } from './elf-format.ts';
-import { kernelImage } from './kernel-image.ts';
+import { type Alias, kernelImage } from './kernel-image.ts';
 import { noteOfState, prstatusOfState } from './vcpu-notes.ts';
 
 const align4 = (size: number) => (size + 3) & ~3;
@@ -28,38 +28,48 @@ function notesOf({ states, vmcoreinfo }: DumpNotes): Buffer {
   ]);
 }
 
+type Run = Pick<Program, 'gpa' | 'size'>;
+
 /** Headers and notes of a core file, padded to whole pages, and where the memory of each run goes. */
 export function elfHeader(
-  runs: readonly { readonly gpa: number; readonly size: number }[],
+  runs: readonly Run[],
   from: DumpNotes,
 ): { readonly header: Buffer; readonly offsets: readonly number[] } {
   const notes = notesOf(from);
   const image = from.vmcoreinfo === undefined ? undefined : kernelImage(from.vmcoreinfo, runs);
-  const count = 1 + runs.length + (image ? 1 : 0);
+  const parts = runs.map((run) => partsOf(run, image));
+  const count = 1 + parts.flat().length;
   const notesAt = ELF_CORE.header + count * ELF_CORE.program;
   const start = Math.ceil((notesAt + notes.length) / PAGE_SIZE) * PAGE_SIZE;
-  const offsets: number[] = [];
-  let end = start;
-  for (const { size } of runs) {
-    offsets.push(end);
-    end += size;
-  }
-  const programs: Program[] = [
-    { type: ELF_CORE.note, gpa: 0, size: notes.length, offset: notesAt },
-    ...runs.map((run, i) => ({ ...run, type: ELF_CORE.load, offset: offsets[i]! })),
-  ];
-  if (image !== undefined) {
-    const within = runs.findIndex(({ gpa, size }) => image.gpa >= gpa && image.gpa < gpa + size);
-    const offset = offsets[within]! + image.gpa - runs[within]!.gpa;
-    programs.push({ ...image, type: ELF_CORE.load, offset });
-  }
   const header = Buffer.alloc(start);
-  writeFileHeader(header, programs.length);
-  programs.forEach((program, i) => {
-    writeProgram(header, ELF_CORE.header + i * ELF_CORE.program, program);
-  });
+  writeFileHeader(header, count);
+  const place = { type: ELF_CORE.note, gpa: 0, size: notes.length, offset: notesAt };
+  writeProgram(header, ELF_CORE.header, place);
   header.set(notes, notesAt);
+  let at = ELF_CORE.header;
+  let end = start;
+  const offsets = parts.map((ofRun) => {
+    const offset = end;
+    for (const part of ofRun) {
+      at += ELF_CORE.program;
+      writeProgram(header, at, { ...part, type: ELF_CORE.load, offset: end });
+      end += part.size;
+    }
+    return offset;
+  });
   return { header, offsets };
+}
+
+/**
+ * The segments of a run of memory: one, or three where the kernel's image, which has a virtual address, is in it. They never
+ * overlap, which readers of dumps do not expect.
+ */
+function partsOf(run: Run, image: Alias | undefined): (Run & { readonly gva?: bigint })[] {
+  const end = run.gpa + run.size;
+  if (image === undefined || image.gpa < run.gpa || image.gpa >= end) return [run];
+  const imageEnd = image.gpa + image.size;
+  const parts = [{ gpa: run.gpa, size: image.gpa - run.gpa }, image, { gpa: imageEnd, size: end - imageEnd }];
+  return parts.filter(({ size }) => size > 0);
 }
 
 function writeFileHeader(header: Buffer, programs: number): void {

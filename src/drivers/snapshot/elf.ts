@@ -20,19 +20,20 @@ import { stateOfNote } from './vcpu-notes.ts';
 /** Bytes of notes in a whole file, and their number. */
 const MAX_NOTES_SIZE = 64 << 20;
 const MAX_NOTES = 65_536;
-const MAX_NOTE_SEGMENTS = 16;
 
 export function readElf(source: Source): DumpContents {
   const programs = readPrograms(source);
   const segments: Segment[] = [];
   const notes: Note[] = [];
-  let noteSegments = 0;
+  let notesLeft = MAX_NOTES_SIZE;
   for (let at = 0; at < programs.length; at += ELF_CORE.program) {
     const type = programs.readUInt32LE(at);
     const offset = Number(programs.readBigUInt64LE(at + 8));
     const fileSize = Number(programs.readBigUInt64LE(at + 32));
-    if (type === ELF_CORE.note && noteSegments++ < MAX_NOTE_SEGMENTS)
-      for (const note of readNotes(source, offset, fileSize)) notes.push(note);
+    if (type === ELF_CORE.note && notesLeft > 0) {
+      for (const note of readNotes(source, offset, Math.min(fileSize, notesLeft))) notes.push(note);
+      notesLeft -= fileSize;
+    }
     if (type !== ELF_CORE.load) continue;
     segments.push({
       gpa: Number(programs.readBigUInt64LE(at + 24)),

@@ -1,5 +1,6 @@
 import { damaged } from './contents.ts';
-import { readPart, type Source } from './file.ts';
+import type { Source } from './file.ts';
+import { latestPieces, type Piece } from './latest-pieces.ts';
 
 /*
  * makedumpfile's flattened format, which QEMU 9 and older write for kdump: pieces of the real file, each with its
@@ -9,14 +10,8 @@ import { readPart, type Source } from './file.ts';
 export const FLATTENED_MAGIC = Buffer.from('makedumpfile\0\0\0\0', 'latin1');
 const HEADER = 4096;
 const PIECE_HEADER = 16;
-const MAX_PIECES = 16_000_000;
-
-interface Piece {
-  readonly start: number;
-  readonly size: number;
-  /** In the flattened file. */
-  readonly offset: number;
-}
+/** QEMU's are of 16 KiB: enough for 64 GiB in the file. */
+const MAX_PIECES = 1 << 22;
 
 /** The file that a flattened one stands for. */
 export class Flattened implements Source {
@@ -27,19 +22,23 @@ export class Flattened implements Source {
   constructor(source: Source) {
     this.#source = source;
     const pieces: Piece[] = [];
+    const headers = new HeaderReader(source);
     let size = 0;
-    for (let at = HEADER; pieces.length < MAX_PIECES; ) {
-      const header = readPart(source, at, PIECE_HEADER);
+    let isSorted = true;
+    for (let at = HEADER; ; ) {
+      const header = headers.read(at);
       if (header === undefined) throw damaged('the flattened file is cut off');
       const start = Number(header.readBigInt64BE(0));
       const length = Number(header.readBigInt64BE(8));
       if (start < 0) break;
       if (!(length > 0 && at + PIECE_HEADER + length <= source.size)) throw damaged('a piece is cut off');
+      if (pieces.length === MAX_PIECES) throw damaged(`more than ${MAX_PIECES} pieces`);
+      isSorted &&= start >= size;
       pieces.push({ start, size: length, offset: at + PIECE_HEADER });
       size = Math.max(size, start + length);
       at += PIECE_HEADER + length;
     }
-    this.#pieces = withoutOverlap(pieces);
+    this.#pieces = isSorted ? pieces : latestPieces(pieces);
     this.size = size;
   }
 
@@ -71,34 +70,25 @@ export class Flattened implements Source {
   }
 }
 
-/** Sorted by place; where two overlap, the later one counts, as if it had been written over the other. */
-function withoutOverlap(pieces: readonly Piece[]): Piece[] {
-  const sorted = pieces
-    .map((piece, order) => ({ ...piece, order }))
-    .sort((a, b) => a.start - b.start || a.order - b.order);
-  const result: (Piece & { order: number })[] = [];
-  for (const piece of sorted) {
-    const last = result.at(-1);
-    if (last === undefined || last.start + last.size <= piece.start) {
-      result.push(piece);
-      continue;
-    }
-    const lastEnd = last.start + last.size;
-    const end = piece.start + piece.size;
-    if (piece.order > last.order) {
-      result[result.length - 1] = { ...last, size: piece.start - last.start };
-      if (result[result.length - 1]!.size === 0) result.pop();
-      result.push(piece);
-      if (lastEnd > end)
-        result.push({ ...last, start: end, size: lastEnd - end, offset: last.offset + end - last.start });
-    } else if (end > lastEnd) {
-      result.push({
-        ...piece,
-        start: lastEnd,
-        size: end - lastEnd,
-        offset: piece.offset + lastEnd - piece.start,
-      });
-    }
+/** Reads ahead where pieces are small. */
+class HeaderReader {
+  readonly #source: Source;
+  readonly #window = Buffer.alloc(64 << 10);
+  #start = 0;
+  #end = 0;
+
+  constructor(source: Source) {
+    this.#source = source;
   }
-  return result;
+
+  read(at: number): Buffer | undefined {
+    if (at < this.#start || at + PIECE_HEADER > this.#end) {
+      const isNear = at - this.#end < PIECE_HEADER;
+      const size = Math.min(isNear ? this.#window.length : PIECE_HEADER, this.#source.size - at);
+      if (size < PIECE_HEADER || !this.#source.read(at, this.#window.subarray(0, size))) return undefined;
+      this.#start = at;
+      this.#end = at + size;
+    }
+    return this.#window.subarray(at - this.#start, at - this.#start + PIECE_HEADER);
+  }
 }
