@@ -316,7 +316,7 @@ export const ERROR_CODES = {
   E_NO_MEMSLOTS: {
     exit: 'error',
     meaning: 'The memory of a VM was not found in its VMM.',
-    next: 'Run as root on a kernel with BTF; the message says which way failed and why.',
+    next: 'Run as root, or with CAP_BPF and CAP_PERFMON, on a kernel with BTF: then nothing has to be guessed.',
   },
   E_NO_PROCESS: {
     exit: 'usage',

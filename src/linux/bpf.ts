@@ -29,7 +29,8 @@ export function* bpfPrograms(session: Session): Walk<BpfProgram[]> {
   const types = yield* programTypes(session);
   const { offset } = session.kernel.layouts.field('idr', 'tree');
   const rows: BpfProgram[] = [];
-  for (const { entry } of yield* idrEntries(session, registry + BigInt(offset), 'eBPF programs')) {
+  const entries = yield* idrEntries(session, registry + BigInt(offset), 'eBPF programs');
+  for (const { entry } of session.timely(entries)) {
     const row = yield* session.attempt('an eBPF program', programRow(session, entry, types, boot), undefined);
     if (row !== undefined) rows.push(row);
   }

@@ -69,10 +69,13 @@ export function* openFiles(session: Session, pid?: number): Walk<OpenFile[]> {
   const paths = new Paths(session);
   const tasks = (yield* taskList(session)).filter((task) => pid === undefined || task.number('tgid') === pid);
   if (pid !== undefined && tasks.length === 0) session.note(`there is no process ${pid}`);
+  let count = 0;
   const lists = yield* forAll(tasks, function* (task): Walk<OpenFile[]> {
     const what = `open files of process ${task.number('tgid')}`;
     const rows: OpenFile[] = [];
-    for (const descriptor of yield* session.attempt(what, descriptorsOf(session, task), [])) {
+    const descriptors = yield* session.attempt(what, descriptorsOf(session, task), []);
+    for (const descriptor of session.timely(descriptors)) {
+      if (!session.hasRoom(count++, 'open files')) break;
       const row = yield* session.attempt(what, fileRow(session, paths, task, descriptor), undefined);
       if (row !== undefined) rows.push(row);
     }

@@ -16,7 +16,7 @@ export { isf } from './isf.ts';
 export { type IsfFile, isfText } from './isf-format.ts';
 export type { Kernel } from './kernel.ts';
 export { readKernelFile } from './kernel-file.ts';
-export { type FindOptions, Linux } from './linux.ts';
+export { type FindOptions, Linux, type LinuxGuest } from './linux.ts';
 export type { LogRecord } from './log.ts';
 export type { MemoryMap } from './maps.ts';
 export type { ModuleSymbol, ModuleSymbolAt } from './module-symbols.ts';

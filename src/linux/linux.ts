@@ -54,6 +54,15 @@ export interface FindOptions {
   readonly cache?: string | false;
 }
 
+/** What a Linux guest can be found in: a guest that a tool has, a machine of a driver, or the memory of either. */
+export type LinuxGuest =
+  | PhysicalMemory
+  | {
+      readonly memory: PhysicalMemory;
+      /** The VMCOREINFO text that a dump carries. */
+      readonly vmcoreinfo?: string | undefined;
+    };
+
 /** A check reads all of memory. */
 const CHECK_TIMEOUT_MS = 60_000;
 
@@ -66,11 +75,13 @@ export class Linux {
   }
 
   /**
-   * Finds the kernel in guest memory. Synchronous when the memory is. Throws a KvmiError with code E_NO_LINUX when
+   * Finds the kernel in a guest's memory. Synchronous when the memory is. Throws a KvmiError with code E_NO_LINUX when
    * there is none, E_NO_TYPES when it has no BTF and no other types are given.
    */
-  static find(memory: PhysicalMemory, options: FindOptions = {}): Awaitable<Linux> {
-    return run(Linux.#find(memory, options));
+  static find(guest: LinuxGuest, options: FindOptions = {}): Awaitable<Linux> {
+    if (!('memory' in guest)) return run(Linux.#find(guest, options));
+    const { memory, vmcoreinfo } = guest;
+    return run(Linux.#find(memory, vmcoreinfo === undefined ? options : { vmcoreinfo, ...options }));
   }
 
   static *#find(memory: PhysicalMemory, options: FindOptions): Walk<Linux> {

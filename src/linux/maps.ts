@@ -102,7 +102,8 @@ export function* memoryMaps(session: Session, pid: number): Walk<MemoryMap[]> {
   const mm = yield* session.object('mm', address);
   const namer = new AreaNamer(session, mm);
   const rows: MemoryMap[] = [];
-  for (const area of yield* areasOf(session, mm)) rows.push(yield* mapRow(session, namer, pid, area));
+  for (const area of session.timely(yield* areasOf(session, mm)))
+    rows.push(yield* mapRow(session, namer, pid, area));
   return rows;
 }
 

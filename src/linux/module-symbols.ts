@@ -17,7 +17,7 @@ const MAX_NAME = 512;
 /** Symbols of all modules, or of one, as in /proc/kallsyms. */
 export function* moduleSymbols(session: Session, only?: string): Walk<ModuleSymbol[]> {
   const found: ModuleSymbol[] = [];
-  for (const module of yield* moduleList(session)) {
+  for (const module of session.timely(yield* moduleList(session))) {
     if (only !== undefined && module.text('name') !== only) continue;
     const what = `the symbols of module ${module.text('name')}`;
     yield* session.attempt(what, symbolsOf(session, module, found), undefined);
@@ -54,7 +54,8 @@ export type ModuleSymbolAt = ModuleSymbol & { readonly offset: number };
 export function* moduleSymbolLookup(session: Session): Walk<(address: Gva) => ModuleSymbolAt | undefined> {
   const memories: ModuleMemory[] = [];
   for (const module of yield* session.attempt('modules', moduleList(session), []))
-    memories.push(...(yield* session.attempt('modules', memoriesOf(session, module), [])));
+    for (const memory of yield* session.attempt('modules', memoriesOf(session, module), []))
+      memories.push(memory);
   const symbols = yield* moduleSymbols(session);
   symbols.sort((a, b) => (a.address < b.address ? -1 : a.address > b.address ? 1 : 0));
   return (address) => {

@@ -34,7 +34,8 @@ export function* moduleList(session: Session): Walk<ModuleObject[]> {
 
 export function* modules(session: Session): Walk<Module[]> {
   const rows: Module[] = [];
-  for (const module of yield* moduleList(session)) rows.push(yield* moduleRow(session, module));
+  for (const module of session.timely(yield* moduleList(session)))
+    rows.push(yield* moduleRow(session, module));
   return rows;
 }
 

@@ -34,7 +34,7 @@ export function* mounts(session: Session, pid = 1): Walk<Mount[]> {
   const paths = new Paths(session);
   const root = yield* session.attempt('the root of a process', rootOf(session, task), undefined);
   const rows: Mount[] = [];
-  for (const gva of yield* mountsOf(session, namespace)) {
+  for (const gva of session.timely(yield* mountsOf(session, namespace))) {
     const row = yield* session.attempt('a mount', mountRow(session, paths, gva, root), undefined);
     if (row !== undefined) rows.push(row);
   }

@@ -56,7 +56,10 @@ export class Obj<S extends StructName> {
       case 4:
         return field.signed ? getS32(this.#bytes, at) : getU32(this.#bytes, at);
       default:
-        return Number(this.big(name));
+        // Damaged types have integers of any size.
+        return field.size < 8
+          ? Number(bitsOf(this.#bytes, at, { ...field, bitSize: 8 * field.size }))
+          : Number(this.big(name));
     }
   }
 
@@ -138,6 +141,26 @@ export class Session {
     if (performance.now() < this.#deadline) return true;
     this.note('stopped when the time was up');
     return false;
+  }
+
+  /** The items, as long as there is time. */
+  *timely<T>(items: Iterable<T>): IterableIterator<T> {
+    for (const item of items) {
+      if (!this.hasTime()) return;
+      yield item;
+    }
+  }
+
+  /** Whether one more row fits, when there are `count`; notes it when it does not. */
+  hasRoom(count: number, what: string): boolean {
+    if (count < this.limit) return true;
+    this.note(`more than ${this.limit} ${what}`);
+    return false;
+  }
+
+  /** The same question anew: nothing that was read is known any more, and what is left of the time stays. */
+  again(): Session {
+    return new Session(this.kernel, { limit: this.limit, timeoutMs: this.#deadline - performance.now() });
   }
 
   /** The walk's value; when it fails because of what is in guest memory, a note and `otherwise`. */

@@ -64,7 +64,7 @@ export function* sockets(session: Session): Walk<Socket[]> {
   const rows: Socket[] = [];
   const seen = new Set<Gva>();
   const add = function* (nodes: readonly Gva[], row: (sock: Gva) => Walk<Socket>): Walk<void> {
-    for (const sock of nodes) {
+    for (const sock of session.timely(nodes)) {
       if (seen.has(sock)) continue;
       seen.add(sock);
       const socket = yield* session.attempt('a socket', row(sock), undefined);
@@ -89,7 +89,7 @@ function* namespaces(session: Session): Walk<Obj<'net'>[]> {
 function* ownersOf(session: Session): Walk<Map<Gva, Owner>> {
   const owners = new Map<Gva, Owner>();
   const socketOperations = session.kernel.symbols.address('socket_file_ops');
-  for (const task of yield* taskList(session)) {
+  for (const task of session.timely(yield* taskList(session))) {
     const owner = { pid: task.number('tgid'), comm: task.text('comm') };
     const find = function* (): Walk<undefined> {
       for (const { file } of yield* descriptorsOf(session, task)) {
@@ -122,7 +122,8 @@ function* hashed(
   for (let i = 0; i < count; i++) {
     if ((i & 1023) === 0 && !session.hasTime()) break;
     const first = yield* session.space.u64(base + BigInt(i * stride + offset));
-    if (first !== 0n && (first & 1n) === 0n) nodes.push(...(yield* chain(session, first, bounds, what)));
+    if (first === 0n || (first & 1n) === 1n) continue;
+    for (const node of yield* chain(session, first, bounds, what)) nodes.push(node);
   }
   return nodes;
 }
@@ -135,14 +136,13 @@ function* tcpSocks(session: Session, nets: readonly Obj<'net'>[]): Walk<Gva[]> {
   for (const net of nets) if (net.has('tcpTables')) tables.add(net.pointer('tcpTables'));
   const offset = BigInt(layouts.field('sock', 'node').offset);
   const socks: Gva[] = [];
-  for (const address of tables) {
+  for (const address of session.timely(tables)) {
     if (!isKernelPointer(address)) continue;
     const table = yield* session.object('tcpTables', address);
-    const nodes = [
-      ...(yield* hashed(session, establishedTable(session, table), 'the table of TCP connections')),
-      ...(yield* hashed(session, listeningTable(session, table), 'the table of TCP listeners')),
-    ];
-    socks.push(...nodes.map((node) => node - offset));
+    const connections = hashed(session, establishedTable(session, table), 'the table of TCP connections');
+    for (const node of yield* connections) socks.push(node - offset);
+    const listeners = hashed(session, listeningTable(session, table), 'the table of TCP listeners');
+    for (const node of yield* listeners) socks.push(node - offset);
   }
   return socks;
 }
@@ -178,7 +178,7 @@ function* udpSocks(session: Session, nets: readonly Obj<'net'>[]): Walk<Gva[]> {
   for (const net of nets) if (net.has('udpTable')) tables.add(net.pointer('udpTable'));
   const offset = BigInt(layouts.field('sock', 'node').offset);
   const socks: Gva[] = [];
-  for (const address of tables) {
+  for (const address of session.timely(tables)) {
     if (!isKernelPointer(address)) continue;
     const table = yield* session.object('udpTable', address);
     const buckets = {

@@ -67,7 +67,7 @@ export function* taskList(session: Session): Walk<Task[]> {
   const head = session.symbol('init_task') + offset;
   const links = yield* listLinks(session, head, 'the list of tasks');
   const tasks: Task[] = [];
-  for (const link of links) {
+  for (const link of session.timely(links)) {
     const task = yield* session.attempt('a task', session.object('task', link - offset), undefined);
     if (task !== undefined) tasks.push(task);
   }
@@ -81,7 +81,7 @@ export function* threadsOf(session: Session, leader: Task): Walk<Task[]> {
   const offset = BigInt(layouts.field('task', 'threadNode').offset);
   const links = yield* listLinks(session, signal.address('threadHead'), 'a list of threads');
   const tasks: Task[] = [];
-  for (const link of links) {
+  for (const link of session.timely(links)) {
     const task = yield* session.attempt('a thread', session.object('task', link - offset), undefined);
     if (task !== undefined) tasks.push(task);
   }
@@ -110,9 +110,10 @@ export function* processes(session: Session): Walk<Process[]> {
     groups,
     controlGroups: new Map(),
   };
-  const rows = yield* forAll(tasks, (task) =>
-    session.attempt(`process ${task.number('tgid')}`, processRow(listing, task), undefined),
-  );
+  const rows = yield* forAll(tasks, function* (task): Walk<Process | undefined> {
+    if (!session.hasTime()) return undefined;
+    return yield* session.attempt(`process ${task.number('tgid')}`, processRow(listing, task), undefined);
+  });
   return rows.filter((row) => row !== undefined);
 }
 
@@ -220,9 +221,10 @@ function* argumentsOf(session: Session, mm: Obj<'mm'>): Walk<string[]> {
 
 export function* threads(session: Session, pid?: number): Walk<Thread[]> {
   const rows: Thread[] = [];
-  for (const leader of yield* taskList(session)) {
+  for (const leader of session.timely(yield* taskList(session))) {
     if (pid !== undefined && leader.number('tgid') !== pid) continue;
     for (const task of yield* session.attempt('threads', threadsOf(session, leader), [])) {
+      if (!session.hasRoom(rows.length, 'threads')) return rows;
       rows.push({
         pid: task.number('tgid'),
         tid: task.number('pid'),

@@ -1,6 +1,6 @@
 import { bytesBackend, RegionMemory } from '../../src/machine/index.ts';
 import { btfImage, type StructDefinition } from './btf-image.ts';
-import { kallsymsImage, type SymbolLine } from './kallsyms-image.ts';
+import { type KallsymsOptions, kallsymsImage, type SymbolLine } from './kallsyms-image.ts';
 import { LARGE, PRESENT, WRITABLE } from './page-tables.ts';
 
 /*
@@ -43,6 +43,30 @@ const STRUCTS: Readonly<Record<string, StructDefinition>> = {
     },
   },
   signal_struct: { size: 64, members: { nr_threads: [0, 's32'], thread_head: [16, 'struct list_head'] } },
+  mm_struct: {
+    size: 64,
+    members: {
+      pgd: [0, 'void *'],
+      arg_start: [8, 'u64'],
+      arg_end: [16, 'u64'],
+      env_start: [24, 'u64'],
+      env_end: [32, 'u64'],
+      exe_file: [40, 'void *'],
+      mmap: [48, 'void *'],
+    },
+  },
+  files_struct: { size: 16, members: { fdt: [0, 'void *'] } },
+  fdtable: { size: 16, members: { max_fds: [0, 'u32'], fd: [8, 'void *'] } },
+  path: { size: 16, members: { mnt: [0, 'void *'], dentry: [8, 'void *'] } },
+  file: {
+    size: 64,
+    members: {
+      f_path: [0, 'struct path'],
+      f_inode: [16, 'void *'],
+      f_mode: [24, 'u32'],
+      f_flags: [28, 'u32'],
+    },
+  },
   task_struct: {
     size: 512,
     members: {
@@ -67,12 +91,55 @@ const STRUCTS: Readonly<Record<string, StructDefinition>> = {
 };
 
 export const TASK = STRUCTS.task_struct!;
+/** Of the synthetic kernel's structures by member: `offsetIn('mm_struct', 'pgd')`. */
+export function offsetIn(struct: string, member: string): number {
+  return STRUCTS[struct]!.members[member]![0];
+}
 
 function offsetOf(member: string): number {
   return TASK.members[member]![0];
 }
 
+/** What a kernel of some time is like. */
+export interface Era {
+  readonly release: string;
+  readonly kallsyms: Omit<KallsymsOptions, 'address'>;
+  /** Whether VMCOREINFO says where kallsyms is. */
+  readonly listsKallsyms: boolean;
+  /** Whether the types are in the image. */
+  readonly hasBtf: boolean;
+  /** Members of structures that have other names. */
+  readonly renamed: Readonly<Record<string, string>>;
+}
+
+const RECENT: Era = {
+  release: '6.9.0-synthetic',
+  kallsyms: { order: 'addresses-last', form: 'relative', markerSize: 4, sequences: true },
+  listsKallsyms: true,
+  hasBtf: true,
+  renamed: {},
+};
+
+export const LINUX_4_19: Era = {
+  release: '4.19.0-synthetic',
+  kallsyms: { order: 'addresses-first', form: 'absolute-percpu', markerSize: 8, sequences: false },
+  listsKallsyms: false,
+  hasBtf: false,
+  renamed: { __state: 'state', start_boottime: 'real_start_time' },
+};
+
+function structsOf({ renamed }: Era): Readonly<Record<string, StructDefinition>> {
+  return Object.fromEntries(
+    Object.entries(STRUCTS).map(([name, { size, members }]) => {
+      const named = Object.entries(members).map(([member, at]) => [renamed[member] ?? member, at] as const);
+      return [name, { size, members: Object.fromEntries(named) }];
+    }),
+  );
+}
+
 export class SyntheticLinux {
+  /** The kernel's types, as BTF. */
+  readonly btf: Buffer;
   readonly bytes = Buffer.alloc(SIZE);
   readonly memory = new RegionMemory([
     { gpa: 0, size: SIZE, readonly: false, backend: bytesBackend(this.bytes) },
@@ -81,12 +148,12 @@ export class SyntheticLinux {
   /** Guest-physical addresses of the tasks, init_task first. */
   readonly tasks: number[] = [AT.initTask];
 
-  constructor(processes = 5) {
+  constructor(processes = 5, era = RECENT) {
     this.#pageTables();
-    this.bytes.write('Linux version 6.9.0-synthetic (nobody@nowhere) #1 SMP\n\0', AT.banner);
-    const btf = btfImage(STRUCTS);
-    this.bytes.set(btf, AT.btf);
-    this.#symbols(btf.length);
+    this.bytes.write(`Linux version ${era.release} (nobody@nowhere) #1 SMP\n\0`, AT.banner);
+    this.btf = btfImage(structsOf(era));
+    if (era.hasBtf) this.bytes.set(this.btf, AT.btf);
+    this.#symbols(era);
     this.#task(AT.initTask, 0, 'swapper/0');
     for (let pid = 1; pid <= processes; pid++) this.addTask(pid, pid === 1 ? 'init' : `task ${pid}`);
   }
@@ -104,7 +171,7 @@ export class SyntheticLinux {
     }
   }
 
-  #symbols(btfSize: number): void {
+  #symbols(era: Era): void {
     const at = (gpa: number) => IMAGE_MAP + BigInt(gpa);
     const known: Record<string, number> = {
       _text: 0,
@@ -114,8 +181,7 @@ export class SyntheticLinux {
       linux_banner: AT.banner,
       init_task: AT.initTask,
       init_pid_ns: AT.initPid,
-      __start_BTF: AT.btf,
-      __stop_BTF: AT.btf + btfSize,
+      ...(era.hasBtf && { __start_BTF: AT.btf, __stop_BTF: AT.btf + this.btf.length }),
       _end: SIZE,
     };
     const lines: SymbolLine[] = Object.entries(known).map(([name, gpa]) => ({
@@ -127,25 +193,22 @@ export class SyntheticLinux {
       lines.push({ name: `function_${i}`, type: 't', address: at(0x10_0000 + 16 * i) });
     lines.sort((a, b) => (a.address < b.address ? -1 : a.address > b.address ? 1 : 0));
     const address = at(AT.kallsyms);
-    const image = kallsymsImage(lines, {
-      order: 'addresses-last',
-      form: 'relative',
-      markerSize: 4,
-      sequences: true,
-      address,
-    });
+    const image = kallsymsImage(lines, { ...era.kallsyms, address });
     this.bytes.set(image.bytes, AT.kallsyms);
     const symbol = (name: string, offset: number) =>
       `SYMBOL(${name})=${(address + BigInt(offset)).toString(16)}\n`;
     const text =
-      'OSRELEASE=6.9.0-synthetic\nBUILD-ID=00112233445566778899aabbccddeeff00112233\nPAGESIZE=4096\n' +
+      `OSRELEASE=${era.release}\n` +
+      'BUILD-ID=00112233445566778899aabbccddeeff00112233\nPAGESIZE=4096\n' +
       `SYMBOL(swapper_pg_dir)=${at(AT.top).toString(16)}\nSYMBOL(_stext)=${at(0x1000).toString(16)}\n` +
-      symbol('kallsyms_names', image.names) +
-      symbol('kallsyms_num_syms', image.count) +
-      symbol('kallsyms_token_table', image.tokenTable) +
-      symbol('kallsyms_token_index', image.tokenIndex) +
-      symbol('kallsyms_offsets', image.offsets) +
-      symbol('kallsyms_relative_base', image.base!) +
+      (era.listsKallsyms
+        ? symbol('kallsyms_names', image.names) +
+          symbol('kallsyms_num_syms', image.count) +
+          symbol('kallsyms_token_table', image.tokenTable) +
+          symbol('kallsyms_token_index', image.tokenIndex) +
+          symbol('kallsyms_offsets', image.offsets) +
+          symbol('kallsyms_relative_base', image.base!)
+        : '') +
       'NUMBER(phys_base)=0\nNUMBER(pgtable_l5_enabled)=0\nKERNELOFFSET=0\n';
     this.bytes.write(text, AT.vmcoreinfo);
   }

@@ -143,6 +143,32 @@ for (const { series, processor, addressBits } of GUESTS) {
       assert.deepEqual(threads.map(({ comm }) => comm).sort(), ['first thread', 'program', 'second thread']);
     });
 
+    test('eBPF programs are those that the guest has loaded', async (t) => {
+      const pid = await programPid();
+      const own = await busy.guest.run(`cat /proc/${pid}/fdinfo/* | grep -E '^prog_(tag|id):' || true`);
+      if (own === '') return t.skip('the kernel takes no eBPF programs');
+      const { rows } = await linux.bpfPrograms();
+      const row = rows.find(({ name }) => name === 'take_nothing');
+      assert.equal(row?.type, 'socket_filter');
+      assert.equal(own, `prog_tag:\t${row?.tag}\nprog_id:\t${row?.id}\n`);
+    });
+
+    test('a process in the control group of a container names the container', async () => {
+      const pid = await programPid();
+      const id = 'c0ffee42'.repeat(8);
+      const group = `/tmp/cgroup/system.slice/docker-${id}.scope`;
+      await busy.guest.run('mkdir -p /tmp/cgroup && mount -t cgroup2 cgroup2 /tmp/cgroup');
+      await busy.guest.run(`mkdir -p ${group} && echo ${pid} >${group}/cgroup.procs`);
+      try {
+        const row = (await linux.processes()).rows.find((candidate) => candidate.pid === pid);
+        assert.equal(row?.container, id);
+        const own = await busy.guest.run(`grep ^0:: /proc/${pid}/cgroup`);
+        assert.equal(`0::${row?.controlGroup}\n`, own);
+      } finally {
+        await busy.guest.run(`echo ${pid} >/tmp/cgroup/cgroup.procs; umount /tmp/cgroup`);
+      }
+    });
+
     test('start times and uptime agree with the clock of the guest', async () => {
       const pid = await programPid();
       const row = (await linux.processes()).rows.find((candidate) => candidate.pid === pid)!;

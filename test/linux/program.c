@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -38,6 +40,19 @@ static void local(const char *path, size_t length) {
   if (bind(fd, (void *)&address, sizeof address.sun_family + length) != 0 || listen(fd, 5) != 0) exit(12);
 }
 
+/* A socket filter that takes nothing: r0 = 0; exit. */
+static void filter(void) {
+  struct bpf_insn code[] = {{.code = BPF_ALU64 | BPF_MOV | BPF_K}, {.code = BPF_JMP | BPF_EXIT}};
+  union bpf_attr attributes = {
+      .prog_type = BPF_PROG_TYPE_SOCKET_FILTER,
+      .insns = (__u64)code,
+      .insn_cnt = 2,
+      .license = (__u64) "GPL",
+      .prog_name = "take_nothing",
+  };
+  syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
+}
+
 int main(int count, char **arguments) {
   static char *names[] = {"first thread", "second thread"};
   int pair[2], pipes[2];
@@ -58,6 +73,7 @@ int main(int count, char **arguments) {
   socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
   if (pipe(pipes) != 0) exit(14);
   eventfd(0, 0);
+  filter();
   memfd_create("memory", 0);
   int file = open("/tmp/deleted", O_RDWR | O_CREAT, 0600);
   write(file, "twelve bytes", 12);

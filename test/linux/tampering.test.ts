@@ -158,7 +158,9 @@ for (const series of ['6.1', '6.12'] as const) {
     });
 
     test('stolen credentials are found without a baseline', async () => {
-      await guest.busy.guest.run('/program as-user >/dev/null 2>&1 & sleep 1');
+      await guest.busy.guest.run(
+        '/program as-user >/dev/null 2>&1 & until grep -q "^Uid:.1000" /proc/$!/status; do sleep 0.1; done',
+      );
       const { rows } = await guest.linux.processes();
       const user = rows.find(({ uid, comm }) => uid === 1000 && comm === 'program')!;
       const init = rows.find(({ pid }) => pid === 1)!;

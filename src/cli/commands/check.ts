@@ -95,7 +95,6 @@ export const check = command({
   arguments: [OPTIONAL_VM],
   options: OPTIONS,
   examples: [
-    { command: 'kvmi check VM', does: 'all checks that need no reference' },
     {
       command: 'kvmi check VM --vmlinux linux-image-6.12.deb --strict',
       does: 'compare the code, and fail when a part is missing',

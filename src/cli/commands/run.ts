@@ -14,7 +14,7 @@ export const run = command({
     'Standard input, output and error are the program’s. So are signals: SIGTERM and SIGHUP are passed on, Ctrl-C ' +
       'reaches it from the terminal. The log of kvmi is shown with -v only. kvmi ends with the exit code of the program, or ' +
       'with 128 and the number of the signal that ended it; the exit codes below are for errors before it is started.',
-    'It needs the optional dependency koffi and /dev/kvm; kvmi doctor tells what is missing.',
+    'It needs the optional dependency koffi and /dev/kvm, but not root; kvmi doctor tells what is missing.',
   ],
   arguments: [],
   options: {

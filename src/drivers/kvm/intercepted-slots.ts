@@ -1,10 +1,11 @@
 import { getU32, getU64Number } from '../../abi/bytes.ts';
 import { KVM, KVM_MEM, kvmMemoryRegion } from '../../abi/kvm.ts';
+import { SystemError } from './libc.ts';
 import type { Memslot } from './memslots.ts';
-import { kvmDescriptors, processOf } from './proc.ts';
+import { kvmDescriptors, kvmKind, processOf } from './proc.ts';
 import { ProcessMemory } from './process-memory.ts';
 import type { InterceptedIoctl } from './requests.ts';
-import type { VmFile } from './vm-file.ts';
+import { sameAddressSpace, type VmFile } from './vm-file.ts';
 
 const PAGE_SIZE = 4096;
 /** Guest-physical addresses have 52 bits at most; what a processor with fewer refuses, a guest cannot reach. */
@@ -67,6 +68,50 @@ function overlap(a: Memslot, b: Memslot): boolean {
   return a.gpa < b.gpa + b.size && b.gpa < a.gpa + a.size;
 }
 
+/** What is known of a process that makes memory requests. */
+class Requester {
+  readonly pid: number;
+  /** By descriptor of the VM. */
+  readonly tables = new Map<number, SlotTable>();
+  #memory: ProcessMemory;
+
+  constructor(pid: number) {
+    this.pid = pid;
+    this.#memory = new ProcessMemory(pid);
+  }
+
+  /** Undefined when the descriptor is no VM. */
+  table(fd: number): SlotTable | undefined {
+    const known = this.tables.get(fd);
+    if (known || kvmKind(this.pid, fd) !== 'vm') return known;
+    const table = new SlotTable();
+    this.tables.set(fd, table);
+    return table;
+  }
+
+  /** Undefined when the request cannot be read: the kernel will refuse it. */
+  read(address: number): MemoryRequest | undefined {
+    const bytes = new Uint8Array(kvmMemoryRegion.size);
+    if (!this.#memory.read(address, bytes)) {
+      // The process may have another memory since an execve.
+      this.#memory.close();
+      this.#memory = new ProcessMemory(this.pid);
+      if (!this.#memory.read(address, bytes)) return undefined;
+    }
+    return {
+      slot: getU32(bytes, 0),
+      flags: getU32(bytes, 4),
+      gpa: getU64Number(bytes, 8),
+      size: getU64Number(bytes, 16),
+      hva: getU64Number(bytes, 24),
+    };
+  }
+
+  close(): void {
+    this.#memory.close();
+  }
+}
+
 /**
  * The memory slots of VMs whose VMM runs under `kvmi run`, where the kernel itself cannot be asked: from the requests
  * that made them.
@@ -75,65 +120,52 @@ function overlap(a: Memslot, b: Memslot): boolean {
  * only to later VMs, so that the creation of a VM is the time to forget those that are closed.
  */
 export class InterceptedMemslots {
-  /** By process and descriptor. */
-  readonly #tables = new Map<number, Map<number, SlotTable>>();
+  readonly #requesters = new Set<Requester>();
 
   /** Whether `ioctl` is one of {@link MEMORY_REQUESTS}; it is taken note of then. */
   observe({ tid, fd, request, argument }: InterceptedIoctl): boolean {
-    const flags = REGION_FLAGS.get(request);
-    if (flags === undefined) {
-      if (request !== KVM.CREATE_VM) return false;
+    if (request === KVM.CREATE_VM) {
       this.#forgetClosed();
       return true;
     }
-    const pid = processOf(tid);
-    const region = pid === undefined ? undefined : readRegion(pid, argument);
-    if (region) this.#table(pid!, fd).apply(region, flags);
+    const flags = REGION_FLAGS.get(request);
+    if (flags === undefined) return false;
+    try {
+      const requester = this.#requester(tid);
+      const region = requester?.read(argument);
+      if (region) requester!.table(fd)?.apply(region, flags);
+    } catch (error) {
+      // The process is gone, or was killed meanwhile.
+      if (!(error instanceof SystemError)) throw error;
+    }
     return true;
   }
 
-  #table(pid: number, fd: number): SlotTable {
-    const tables = this.#tables.get(pid) ?? new Map<number, SlotTable>();
-    this.#tables.set(pid, tables);
-    const table = tables.get(fd) ?? new SlotTable();
-    tables.set(fd, table);
-    return table;
+  #requester(tid: number): Requester | undefined {
+    for (const known of this.#requesters) if (sameAddressSpace(known.pid, tid)) return known;
+    const pid = processOf(tid);
+    if (pid === undefined) return undefined;
+    const requester = new Requester(pid);
+    this.#requesters.add(requester);
+    return requester;
   }
 
   #forgetClosed(): void {
-    for (const [pid, tables] of this.#tables) {
-      const { vms } = kvmDescriptors(pid);
-      for (const fd of tables.keys()) if (!vms.includes(fd)) tables.delete(fd);
-      if (tables.size === 0) this.#tables.delete(pid);
+    for (const requester of this.#requesters) {
+      const { vms } = kvmDescriptors(requester.pid);
+      for (const fd of requester.tables.keys()) if (!vms.includes(fd)) requester.tables.delete(fd);
+      if (requester.tables.size > 0) continue;
+      this.#requesters.delete(requester);
+      requester.close();
     }
   }
 
   /** The slots of a VM, in the order of their addresses. */
   memslots(vm: VmFile): readonly Memslot[] {
-    const found: Memslot[] = [];
-    for (const [fd, table] of this.#tables.get(vm.pid) ?? [])
-      if (vm.is(vm.pid, fd)) found.push(...table.slots);
+    const tables = [...this.#requesters]
+      .filter(({ pid }) => pid === vm.pid)
+      .flatMap((each) => [...each.tables]);
+    const found = tables.flatMap(([fd, table]) => (vm.is(vm.pid, fd) ? table.slots : []));
     return found.sort((a, b) => a.gpa - b.gpa);
-  }
-}
-
-/** Undefined when it cannot be read: the kernel will refuse it. */
-function readRegion(pid: number, address: number): MemoryRequest | undefined {
-  let memory: ProcessMemory | undefined;
-  try {
-    memory = new ProcessMemory(pid);
-    const bytes = new Uint8Array(kvmMemoryRegion.size);
-    if (!memory.read(address, bytes)) return undefined;
-    return {
-      slot: getU32(bytes, 0),
-      flags: getU32(bytes, 4),
-      gpa: getU64Number(bytes, 8),
-      size: getU64Number(bytes, 16),
-      hva: getU64Number(bytes, 24),
-    };
-  } catch {
-    return undefined;
-  } finally {
-    memory?.close();
   }
 }

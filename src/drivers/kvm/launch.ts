@@ -5,6 +5,7 @@ import { PTRACE_O, SECCOMP, SIGNAL, SYS, WAIT } from '../../abi/linux.ts';
 import { KvmiError } from '../../error.ts';
 import { check, libc, SystemError, takeDescriptor } from './libc.ts';
 import { ProcessMemory } from './process-memory.ts';
+import { stopOf } from './stopped-threads.ts';
 import { findSyscallSite } from './syscall-site.ts';
 import { Tracee, userRegister } from './tracee.ts';
 
@@ -107,13 +108,13 @@ function throughExec(pid: number): Tracee {
   const tracee = Tracee.seize(pid, PTRACE_O.SYSGOOD | PTRACE_O.EXEC);
   libc().kill(pid, SIGNAL.SIGCONT);
   for (;;) {
-    const event = tracee.wait();
+    const event = stopOf(tracee);
     if (event.kind === 'gone') throw new KvmiError('E_LAUNCH', 'the program could not be started');
     if (event.kind === 'exec') break;
     tracee.cont(event.kind === 'signal' ? event.signal : 0);
   }
   tracee.contToSyscall();
-  tracee.wait();
+  stopOf(tracee);
   return tracee;
 }
 

@@ -269,7 +269,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   }
 
   #checkConfinement(tracee: Tracee): boolean {
-    const confined = isConfined(tracee);
+    const confined = isConfined(tracee, !this.vmm.liftFilters);
     if (confined && !this.vmm.liftFilters) {
       throw new KvmiError('E_UNSUPPORTED', `a seccomp filter forbids ${this.name} what introspection takes`, {
         hint: 'Start the VMM without kvmi run, which needs a filter of its own, and hook it with kvmi attach.',

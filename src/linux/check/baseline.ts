@@ -3,9 +3,9 @@ import { KvmiError } from '../../error.ts';
 import type { Gva } from '../../machine/index.ts';
 import type { Session } from '../session.ts';
 import type { Walk } from '../walk.ts';
+import { type ModuleText, readModuleTexts, readText, type TextImage } from './code.ts';
 import { type Rights, readRights } from './credentials.ts';
 import { type DispatchTable, readTables } from './dispatch.ts';
-import { type ModuleText, readModuleTexts, readText, type TextImage } from './text.ts';
 
 /** A guest at a time when it was thought to be well, to compare it with later, in the same boot. */
 export interface Baseline {

@@ -3,11 +3,11 @@ import type { Gva } from '../../machine/index.ts';
 import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
+import type { TextImage } from './code.ts';
 import { SYSCALL_NAME, tableEntries } from './dispatch.ts';
 import type { Finding } from './finding.ts';
 import { symbolic } from './hooks.ts';
 import type { Sites } from './sites.ts';
-import type { TextImage } from './text.ts';
 
 /** The longest sequence of {@link targetOf}, with endbr64 before it. */
 const LONGEST = 4 + 14;

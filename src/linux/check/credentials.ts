@@ -21,7 +21,7 @@ const PF_KTHREAD = 0x00200000;
 
 export function* readRights(session: Session): Walk<Map<Gva, Rights>> {
   const rights = new Map<Gva, Rights>();
-  for (const task of yield* taskList(session)) {
+  for (const task of session.timely(yield* taskList(session))) {
     if ((task.number('flags') & PF_KTHREAD) !== 0 || task.pointer('mm') === 0n) continue;
     const walk = session.object('cred', task.pointer('realCred'));
     const cred = yield* session.attempt('credentials', walk, undefined);

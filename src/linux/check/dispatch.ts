@@ -6,9 +6,9 @@ import { SYMBOL_NAMES } from '../layout.ts';
 import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
+import { textRange } from './code.ts';
 import type { Finding } from './finding.ts';
 import { symbolic } from './hooks.ts';
-import { textRange } from './text.ts';
 
 /** Functions that a system call may lead to: their wrappers, and the one for calls that are not there. */
 export const SYSCALL_NAME = /^(__x64_|__ia32_|__do_|__se_|sys_|compat_sys_|ksys_|stub_)/;

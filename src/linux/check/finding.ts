@@ -24,14 +24,10 @@ export interface Finding {
  * What two more looks at the guest find as well. A running guest changes while it is read, so that one look sees
  * things that never were.
  */
-export function* confirmed(
-  session: Session,
-  again: () => Session,
-  look: (session: Session) => Walk<Finding[]>,
-): Walk<Finding[]> {
+export function* confirmed(session: Session, look: (session: Session) => Walk<Finding[]>): Walk<Finding[]> {
   let findings = yield* look(session);
   for (let i = 0; i < MORE_LOOKS && findings.length > 0; i++) {
-    const seen = new Set((yield* look(again())).map(identityOf));
+    const seen = new Set((yield* look(session.again())).map(identityOf));
     findings = findings.filter((finding) => seen.has(identityOf(finding)));
   }
   return findings;

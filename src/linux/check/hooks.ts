@@ -20,9 +20,10 @@ export interface Hook {
 
 export function* hooks(session: Session): Walk<Hook[]> {
   const nameOf = yield* namer(session);
-  const rows: Hook[] = [];
-  rows.push(...(yield* session.attempt('ftrace', ftraceHooks(session, nameOf), [])));
-  rows.push(...(yield* session.attempt('kprobes', kprobeHooks(session, nameOf), [])));
+  const rows = [
+    ...(yield* session.attempt('ftrace', ftraceHooks(session, nameOf), [])),
+    ...(yield* session.attempt('kprobes', kprobeHooks(session, nameOf), [])),
+  ];
   for (const program of yield* session.attempt('eBPF programs', bpfPrograms(session), [])) {
     rows.push({
       kind: 'ebpf',
@@ -80,6 +81,7 @@ function* ftraceHooks(session: Session, nameOf: NameOf): Walk<Hook[]> {
       address: hex(ops.gva),
     } as const;
     const sites = yield* session.attempt('ftrace', filterOf(session, ops), []);
+    if (!session.hasTime() || !session.hasRoom(rows.length + sites.length, 'functions of ftrace')) break;
     const places = sites.length === 0 ? [''] : sites.map(({ address }) => nameOf(address));
     for (const place of places) rows.push({ ...common, place });
   }

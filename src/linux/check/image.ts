@@ -5,11 +5,11 @@ import { type Section, sectionsOf } from '../elf-file.ts';
 import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
+import { readText, type TextImage } from './code.ts';
 import { readTables } from './dispatch.ts';
 import type { Finding } from './finding.ts';
 import { symbolic } from './hooks.ts';
 import { sitesOf } from './sites.ts';
-import { readText, type TextImage } from './text.ts';
 
 /*
  * A kernel's code differs from that of its vmlinux file where it was relocated, and where it was patched for the
@@ -126,11 +126,12 @@ function markStructures(
   text: TextImage,
   allowed: Uint8Array,
 ): void {
-  const { size, fields } = session.kernel.layouts.get<'alternative' | 'paravirtSite'>(kind);
+  const { size, fields, span } = session.kernel.layouts.get<'alternative' | 'paravirtSite'>(kind);
   const table = sections.find(({ name }) => name === STRUCTURE_SECTIONS[kind]);
   const { instruction, length } = fields;
   if (table?.content === undefined || instruction === undefined || length === undefined) return;
-  for (let at = 0; at + size <= table.content.length; at += size) {
+  // The last entry of a table has no padding.
+  for (let at = 0; at + span.end <= table.content.length; at += size) {
     const field = at + instruction.offset;
     const site =
       instruction.size === 8

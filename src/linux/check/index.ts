@@ -1,4 +1,4 @@
-import { Session } from '../session.ts';
+import type { Session } from '../session.ts';
 import type { Walk } from '../walk.ts';
 import type { Baseline } from './baseline.ts';
 import { checkCredentials } from './credentials.ts';
@@ -24,7 +24,6 @@ export interface CheckOptions {
 type Look = (session: Session) => Walk<Finding[]>;
 
 export function* check(session: Session, { baseline, states = [], vmlinux }: CheckOptions): Walk<Finding[]> {
-  const again = () => new Session(session.kernel);
   const known = comparable(session, baseline);
   const looks: readonly (readonly [string, Look])[] = [
     ['text', (look) => checkText(look, known)],
@@ -44,8 +43,8 @@ export function* check(session: Session, { baseline, states = [], vmlinux }: Che
       if (!findings.has(place)) findings.set(place, finding);
     }
   };
-  for (const [what, look] of looks) add(yield* session.attempt(what, confirmed(session, again, look), []));
-  add(yield* session.attempt('hidden processes', hiddenProcesses(session, again), []));
+  for (const [what, look] of looks) add(yield* session.attempt(what, confirmed(session, look), []));
+  add(yield* session.attempt('hidden processes', hiddenProcesses(session), []));
   return [...findings.values()];
 }
 

@@ -20,7 +20,7 @@ export function* hiddenModules(session: Session): Walk<Finding[]> {
       if (!listed.has(address) && !hidden.has(address)) hidden.set(address, found);
   }
   const findings: Finding[] = [];
-  for (const [address, found] of hidden) {
+  for (const [address, found] of session.timely(hidden)) {
     const module = yield* session.attempt('a module', session.object('module', address), undefined);
     if (module === undefined || !isLive(module)) continue;
     findings.push({
@@ -49,7 +49,7 @@ function* bySysfs(session: Session): Walk<Gva[]> {
   const objects = yield* listOf(session, set.address('list'), 'kobject', 'entry', 'the modules in sysfs');
   const offset = BigInt(layouts.field('moduleKobject', 'kobject').offset);
   const found: Gva[] = [];
-  for (const object of objects) {
+  for (const object of session.timely(objects)) {
     const walk = session.object('moduleKobject', object.gva - offset);
     const address = (yield* session.attempt('a module', walk, undefined))?.pointer('module') ?? 0n;
     // Parts of the kernel that are built in have no struct module.
@@ -72,8 +72,7 @@ function* byMemory(session: Session): Walk<Gva[]> {
   const self = kernel.layouts.get('module').fields.self?.offset;
   if (self === undefined) return [];
   const found: Gva[] = [];
-  for (const { gva, size } of yield* mappedRuns(session)) {
-    if (!session.hasTime()) break;
+  for (const { gva, size } of session.timely(yield* mappedRuns(session))) {
     const bytes = yield* session.attempt('modules', kernel.readBulk(gva, size), new Uint8Array());
     for (let at = 0; at + self + 8 <= bytes.length; at += ALIGNMENT)
       if (getU64(bytes, at + self) === gva + BigInt(at)) found.push(gva + BigInt(at));

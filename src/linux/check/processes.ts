@@ -31,7 +31,7 @@ function isDead(task: Task): boolean {
 /** All threads that the list of tasks leads to. */
 function* listed(session: Session): Walk<Set<Gva>> {
   const found = new Set<Gva>();
-  for (const leader of yield* taskList(session)) {
+  for (const leader of session.timely(yield* taskList(session))) {
     found.add(leader.gva);
     for (const thread of yield* session.attempt('threads', threadsOf(session, leader), []))
       found.add(thread.gva);
@@ -45,7 +45,7 @@ const VIEWS: readonly ((session: Session) => Walk<Seen[]>)[] = [byPid, byRunQueu
  * Tasks that are in one of the kernel's own tables, or in memory, and not in the list of tasks. What a running guest
  * changes between two looks is sorted out by looking again.
  */
-export function* hiddenProcesses(session: Session, again: () => Session): Walk<Finding[]> {
+export function* hiddenProcesses(session: Session): Walk<Finding[]> {
   const suspects = new Map<Gva, Seen>();
   for (const view of VIEWS) {
     for (const seen of yield* session.attempt('a view of the tasks', view(session), []))
@@ -53,10 +53,10 @@ export function* hiddenProcesses(session: Session, again: () => Session): Walk<F
   }
   let remaining = [...suspects.values()];
   for (let look = 0; look < LOOKS && remaining.length > 0; look++) {
-    const fresh = look === 0 ? session : again();
+    const fresh = look === 0 ? session : session.again();
     const known = yield* listed(fresh);
     const still: Seen[] = [];
-    for (const seen of remaining) {
+    for (const seen of fresh.timely(remaining)) {
       if (known.has(seen.gva)) continue;
       const task = yield* fresh.attempt('a task', fresh.object('task', seen.gva), undefined);
       const isSame = task !== undefined && task.number('pid') === seen.pid && !isDead(task);
@@ -86,6 +86,7 @@ function* byPid(session: Session): Walk<Seen[]> {
   const { offset } = layouts.field('taskPidLink', 'link');
   const found: Seen[] = [];
   for (const { entry } of yield* idrEntries(session, tree, 'the tree of process ids')) {
+    if (!session.hasTime()) break;
     const read = function* (): Walk<undefined> {
       const first = (yield* session.object('pid', entry)).pointer('tasks');
       if (first === 0n) return;
@@ -99,8 +100,21 @@ function* byPid(session: Session): Walk<Seen[]> {
 
 const MAX_CPUS = 8192;
 
-/** What the processors run, and what waits for them. */
+/**
+ * What the processors run, and what waits for them. Nothing in a guest changes as fast as that: a list that does not
+ * end well is read again before it is called damaged.
+ */
 function* byRunQueue(session: Session): Walk<Seen[]> {
+  for (let look = 1; ; look++) {
+    const fresh = session.again();
+    const found = yield* runQueues(fresh);
+    if (look < LOOKS && fresh.reasons.length > 0) continue;
+    for (const reason of fresh.reasons) session.note(reason);
+    return found;
+  }
+}
+
+function* runQueues(session: Session): Walk<Seen[]> {
   const { symbols, layouts } = session.kernel;
   const queues = symbols.address('runqueues');
   const offsets = symbols.address('__per_cpu_offset');

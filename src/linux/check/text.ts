@@ -4,29 +4,14 @@ import type { Session } from '../session.ts';
 import { hex } from '../text.ts';
 import type { Walk } from '../walk.ts';
 import { checkDispatchers, checkFunctionStarts } from './branches.ts';
+import { type ModuleText, readModuleTexts, readText, type TextImage, textRange } from './code.ts';
 import type { Finding } from './finding.ts';
 import { checkHooks, symbolic } from './hooks.ts';
 import { isLegitimate, MAX_SITE, type Site, type Sites, sitesOf } from './sites.ts';
 
-const MAX_TEXT = 256 << 20;
 const PAGE = 4096;
 /** So many findings about text are enough to know. */
 const MAX_FINDINGS = 256;
-
-/** A copy of the kernel's code. */
-export interface TextImage {
-  readonly start: Gva;
-  readonly bytes: Uint8Array;
-}
-
-export function textRange(session: Session): { readonly start: Gva; readonly end: Gva } {
-  return { start: session.symbol('_stext'), end: session.symbol('_etext') };
-}
-
-export function* readText(session: Session): Walk<TextImage> {
-  const { start, end } = textRange(session);
-  return { start, bytes: yield* session.kernel.readBulk(start, Math.min(Number(end - start), MAX_TEXT)) };
-}
 
 /** Whether calls in the kernel's text may lead there. */
 export type CodeTest = (address: Gva) => boolean;
@@ -39,25 +24,6 @@ export function* codeTest(session: Session, sites: Sites): Walk<CodeTest> {
       ranges.push({ start: base, end: base + BigInt(size) });
   return (address) =>
     sites.trampolines.has(address) || ranges.some((range) => address >= range.start && address < range.end);
-}
-
-/** The code of a module. */
-export interface ModuleText extends TextImage {
-  readonly module: string;
-}
-
-export function* readModuleTexts(session: Session): Walk<ModuleText[]> {
-  const texts: ModuleText[] = [];
-  for (const module of yield* session.attempt('modules', moduleList(session), [])) {
-    const name = module.text('name');
-    const size = module.number('textSize');
-    if (size > MAX_TEXT) continue;
-    const start = module.pointer('base');
-    const walk = session.kernel.readBulk(start, size);
-    const bytes = yield* session.attempt(`the code of module ${name}`, walk, undefined);
-    if (bytes !== undefined) texts.push({ module: name, start, bytes });
-  }
-  return texts;
 }
 
 /** Compares code with an earlier copy of it, and what stands at places that may change with what may. */
@@ -75,12 +41,12 @@ export function* checkText(
     ...(yield* session.attempt('hooks', checkHooks(session, isCode), [])),
   ];
   if (baseline !== undefined) {
-    findings.push(...changes(session, baseline.text, text, sites));
+    for (const finding of changes(session, baseline.text, text, sites)) findings.push(finding);
     for (const now of yield* readModuleTexts(session)) {
       const before = baseline.modules.find(({ module }) => module === now.module);
       // One that was unloaded and loaded again lies elsewhere.
       if (before?.start === now.start && before.bytes.length === now.bytes.length)
-        findings.push(...changes(session, before, now, sites));
+        for (const finding of changes(session, before, now, sites)) findings.push(finding);
     }
   }
   if (findings.length > MAX_FINDINGS)

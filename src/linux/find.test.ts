@@ -1,0 +1,47 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { LINUX_4_19, SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
+import { Btf, Linux, type Progress } from './index.ts';
+
+describe('finding a kernel', () => {
+  test('of 4.19, without BTF and with kallsyms that VMCOREINFO does not list, with types that are given', async () => {
+    const guest = new SyntheticLinux(5, LINUX_4_19);
+    await assert.rejects(async () => Linux.find(guest.memory, { cache: false }), { code: 'E_NO_TYPES' });
+    const linux = await Linux.find(guest.memory, { types: new Btf(guest.btf) });
+    assert.equal(linux.kernel.release, '4.19.0-synthetic');
+    const { rows, reasons } = await linux.processes();
+    assert.deepEqual(
+      rows.map(({ pid, comm, startNs, state }) => [pid, comm, startNs, state]).slice(0, 2),
+      [
+        [1, 'init', 1_000_000n, 'R'],
+        [2, 'task 2', 2_000_000n, 'R'],
+      ],
+      reasons.join(),
+    );
+  });
+
+  test('without VMCOREINFO goes by the table of tokens, and says how far it is', async () => {
+    for (const era of [undefined, LINUX_4_19]) {
+      const guest = new SyntheticLinux(5, era);
+      guest.bytes.fill(0, guest.bytes.indexOf('OSRELEASE='), guest.bytes.indexOf('OSRELEASE=') + 4096);
+      const steps: Progress[] = [];
+      const onProgress = (progress: Progress) => void steps.push(progress);
+      const linux = await Linux.find(guest.memory, { types: new Btf(guest.btf), onProgress });
+      assert.equal((await linux.processes()).rows.length, 5);
+      assert.deepEqual([...new Set(steps.map(({ phase }) => phase))], ['VMCOREINFO', 'symbol table']);
+      assert.ok(steps.every(({ done, total }) => done <= total && total === guest.bytes.length));
+    }
+  });
+
+  test('takes a guest or a machine for its memory, with the VMCOREINFO that a dump carries', async () => {
+    const guest = new SyntheticLinux();
+    const at = guest.bytes.indexOf('OSRELEASE=');
+    const vmcoreinfo = guest.bytes.toString('latin1', at, guest.bytes.indexOf(0, at));
+    guest.bytes.fill(0, at, at + 4096);
+    const steps: Progress[] = [];
+    const options = { cache: false, onProgress: (progress: Progress) => void steps.push(progress) } as const;
+    const linux = await Linux.find({ memory: guest.memory, vmcoreinfo }, options);
+    assert.equal(linux.kernel.release, '6.9.0-synthetic');
+    assert.deepEqual(steps, [], 'nothing was searched for');
+  });
+});
