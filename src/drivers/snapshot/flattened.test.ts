@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { cpuTime } from '../../../test/kit/cpu-time.ts';
 import { flattened } from '../../../test/kit/kdump-file.ts';
 import type { Source } from './file.ts';
 import { Flattened } from './flattened.ts';
@@ -59,8 +60,8 @@ test('a hundred thousand pieces that all overlap are sorted out soon', () => {
     size: count,
     offset: (i * 7919) % count,
   }));
-  const start = performance.now();
+  const start = cpuTime();
   const result = latestPieces(pieces);
-  assert.ok(performance.now() - start < 10_000);
+  assert.ok(cpuTime() - start < 10_000);
   assert.ok(result.length <= 2 * count);
 });
