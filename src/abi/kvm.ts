@@ -34,11 +34,13 @@ export const KVM = {
 
 /** Extensions of KVM_CHECK_EXTENSION and KVM_ENABLE_CAP. */
 export const KVM_CAP = {
+  NR_MEMSLOTS: 10,
   READONLY_MEM: 81,
   SYNC_REGS: 74,
   IMMEDIATE_EXIT: 136,
   X86_USER_SPACE_MSR: 188,
   X86_MSR_FILTER: 189,
+  EXIT_ON_EMULATION_FAILURE: 204,
 } as const;
 
 /** `exit_reason` of the kvm_run page. */

@@ -20,11 +20,13 @@ const ACTIONS: { readonly [A in GuestAction]?: number } = {
   int3: 2,
   msr: 3,
   'write-page': 4,
+  'read-page': 5,
+  'execute-page': 6,
 };
 
-async function start(vcpus: number): Promise<RunningSubject> {
+async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
   const vmm = await MicroVm.start({ vcpus });
-  const machine = attachKvm({ pid: vmm.pid });
+  const machine = attachKvm({ pid: vmm.pid, unsafe });
   const { memory } = machine;
   const word = (at: number): number => {
     const bytes = new Uint8Array(4);
@@ -63,13 +65,18 @@ async function start(vcpus: number): Promise<RunningSubject> {
 }
 
 /** A device manager of our own whose guest runs on this host's /dev/kvm, attached to. */
-export function kvmSubject(vcpus: number): Subject {
-  const driver = `kvm (${kvmFlavour().toUpperCase()}${vcpus === 1 ? '' : `, ${vcpus} vCPUs`})`;
+export function kvmSubject(vcpus: number, unsafe = false): Subject {
+  const details = [
+    kvmFlavour().toUpperCase(),
+    ...(vcpus === 1 ? [] : [`${vcpus} vCPUs`]),
+    ...(unsafe ? ['--unsafe'] : []),
+  ];
+  const driver = `kvm (${details.join(', ')})`;
   return {
     driver,
     unavailable: () => missing('gcc', 'objcopy'),
-    start: () => start(vcpus),
+    start: () => start(vcpus, unsafe),
     fresh: true,
-    ...(vcpus === 1 && isDocumented(driver) && { documented: true }),
+    ...(vcpus === 1 && !unsafe && isDocumented(driver) && { documented: true }),
   };
 }

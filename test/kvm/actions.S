@@ -7,8 +7,11 @@
 .set EXCEPTIONS, 12
 .set ROUNDS, 16
 .set COUNT, 32
+# In the test page: a function that does nothing.
+.set FUNCTION, 0x800
 .set MSR_MISC_FEATURES, 0x140
 start:
+  movb $0xcb, %es:FUNCTION       # lret
   jmp idle
 .org 0x10
 counting:
@@ -36,6 +39,10 @@ idle:
   jz msr
   dec %ebx
   jz write
+  dec %ebx
+  jz read
+  dec %ebx
+  jz execute
 done:
   mov %eax, RESULT
   movl $0, ACTION
@@ -54,4 +61,10 @@ msr:
 write:
   movb $0x42, %es:0
   xor %eax, %eax
+  jmp done
+read:
+  movb %es:0, %al
+  jmp done
+execute:
+  lcall $0x3000, $FUNCTION
   jmp done

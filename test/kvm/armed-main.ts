@@ -14,8 +14,8 @@ import { ACCESS, CONTINUE, type Trap } from '../../src/machine/index.ts';
 
 const [pid, name, kind] = process.argv.slice(2) as [string, string, string];
 const GUESTS = {
-  counter: { breakpoint: 0xf0031n, gfn: 0x10, msr: 0x174, switch: 0x10010, unused: 0x30000 },
-  actions: { breakpoint: 0x10080n, gfn: 0x20, msr: 0x140, switch: undefined, unused: 0x1003f },
+  counter: { breakpoint: 0xf0031n, gfn: 0x10, code: 0xf0, msr: 0x174, switch: 0x10010, unused: 0x30000 },
+  actions: { breakpoint: 0x10080n, gfn: 0x20, code: 0x10, msr: 0x140, switch: undefined, unused: 0x1003f },
 } as const;
 const guest = GUESTS[name as keyof typeof GUESTS];
 const machine =
@@ -62,9 +62,14 @@ const TRAPS: Readonly<Record<string, Trap>> = {
   singlestep: { kind: 'singlestep', vcpu },
   msr: { kind: 'msr', vcpu, msr: guest.msr },
   page: { kind: 'page', gfn: guest.gfn, access: ACCESS.all & ~ACCESS.write, view: 0 },
+  read: { kind: 'page', gfn: guest.gfn, access: 0, view: 0 },
+  execute: { kind: 'page', gfn: guest.code, access: ACCESS.all & ~ACCESS.execute, view: 0 },
+  untouched: { kind: 'page', gfn: 0x30, access: 0, view: 0 },
 };
 if (kind === 'hardware') machine.hardwareBreakpoints.set(guest.breakpoint, count);
 else if (kind === 'int3') await writeBreakpoint();
-else if (TRAPS[kind]) await machine.arm(TRAPS[kind]);
-else void vcpu.request();
+else if (TRAPS[kind]) {
+  await machine.arm(TRAPS[kind]);
+  if (kind === 'untouched') console.log('armed');
+} else void vcpu.request();
 if (guest.switch !== undefined) machine.memory.write(guest.switch, Uint8Array.of(kind === 'msr' ? 1 : 0));

@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { getU32 } from '../../src/abi/bytes.ts';
 import { attachKvm, type KvmMachine } from '../../src/drivers/kvm/index.ts';
 import { statusNumber } from '../../src/drivers/kvm/proc.ts';
-import { missing, start, startQemu, temporaryFolder, until } from './kit.ts';
+import { kernelSlots, missing, start, startQemu, temporaryFolder, until } from './kit.ts';
 import { MicroVm } from './micro-vm.ts';
 
 const ARMED_MAIN = new URL('./armed-main.js', import.meta.url).pathname;
@@ -128,6 +128,31 @@ describe('a tracer is killed with something armed', { skip: missing('gcc', 'objc
       }
       await machine.close();
       await vm.stop();
+    });
+  }
+
+  for (const [guestName, kind] of [
+    ['actions', 'untouched'],
+    ['counter', 'read'],
+  ] as const) {
+    it(`pages that are away come back: ${kind} ones of ${guestName}`, {
+      skip: missing('qemu-system-x86_64') ?? false,
+      timeout: 120_000,
+    }, async () => {
+      const vm = guestName === 'counter' ? await startQemu(folder) : await MicroVm.start({ vcpus: 2 });
+      const machine = attachKvm({ pid: vm.pid });
+      const guest = new Counting(machine, vm.pid, guestName === 'counter' ? 0x10000 : 0x20010);
+      await until(() => kernelSlots(vm.pid).length > (guestName === 'counter' ? 1 : 0), 'the VM has memory');
+      await guest.goesOn(1);
+      const before = kernelSlots(vm.pid);
+      for (let kill = 0; kill < 10; kill++) {
+        await killTracer(guest, guestName, kind);
+        await guest.isDisarmed();
+        assert.deepEqual(kernelSlots(vm.pid), before, 'the slots are what they were');
+      }
+      await machine.close();
+      if (vm instanceof MicroVm) await vm.stop();
+      else vm.kill();
     });
   }
 

@@ -4,7 +4,10 @@ import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { kernelMemslots } from '../../src/drivers/kvm/attach.ts';
+import type { Memslot } from '../../src/drivers/kvm/memslots.ts';
 import { kvmDescriptors } from '../../src/drivers/kvm/proc.ts';
+import { VmFile } from '../../src/drivers/kvm/vm-file.ts';
 
 /** The root of the checkout: this file is run from dist/test/kvm. */
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
@@ -156,5 +159,15 @@ export async function until(condition: () => boolean, what: string): Promise<voi
   while (!condition()) {
     if (performance.now() > deadline) throw new Error(`not within 30 s: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+/** The memory slots of a process's VM, as the kernel has them now. */
+export function kernelSlots(pid: number): readonly Memslot[] {
+  const file = new VmFile(pid, kvmDescriptors(pid).vms[0]!);
+  try {
+    return kernelMemslots(file);
+  } finally {
+    file.release();
   }
 }

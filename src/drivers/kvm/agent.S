@@ -22,6 +22,9 @@
 .set SWITCH_FD, 440+140
 .set MSR_WRITE, 600
 .set GRACE, 624
+.set PAGES, 640
+.set PAGES_FD, 648
+.set WAITING, 652
 .set FILTER_ON, 3072
 .set FILTER_OFF, 3464
 .set CALLS, 1024
@@ -53,6 +56,7 @@ armed:
   mov eax, 16
   syscall
 again:
+  mov dword ptr [rbx+WAITING], 0
   xor edx, edx
   mov esi, 0xae80                # KVM_RUN
   mov edi, [rbx+VCPU_FD]
@@ -62,6 +66,7 @@ ran:
   mov [rbx+RESULT], rax
   test rax, rax
   jnz leave
+  mov dword ptr [rbx+WAITING], 1
   mov rcx, [rbx+RUN_PAGE]
   mov ecx, [rcx+8]
   cmp ecx, 63
@@ -115,7 +120,9 @@ filtered:
   je again
   cmp eax, 2
   je run
-  await_guard
+  mov r14d, 1
+  jmp left_alone
+to_vmm:
   mov rax, [rbx+RESULT]          # the system call of the VMM has this result
   mov [rbx+REGS+80], rax
   add qword ptr [rbx+REGS+128], 2
@@ -139,7 +146,70 @@ next:
   jnz next
   jmp event
 abandoned:
+  xor r14d, r14d
+# Nobody traces any more. r14d: the exit is the VMM's, unless it is an access to one of the pages.
+left_alone:
   await_guard
+  mov r12, [rbx+PAGES]
+  test r12, r12
+  jz pages_back
+  mov r13d, [r12]
+  test r13d, r13d
+  jz pages_back
+  jmp more_pages
+page_back:
+  add r12, 32
+  mov rdx, r12
+  mov esi, 0x4020ae46            # KVM_SET_USER_MEMORY_REGION
+  mov edi, [rbx+PAGES_FD]
+  mov eax, 16
+  syscall
+more_pages:
+  dec r13d
+  jns page_back
+# What waits is carried out, so that the next KVM_RUN goes on as if the page had never been away.
+  cmp dword ptr [rbx+WAITING], 0
+  je pages_back
+  mov rcx, [rbx+RUN_PAGE]
+  mov eax, [rcx+8]
+  cmp eax, 17                    # KVM_EXIT_INTERNAL_ERROR: the fetch is made again
+  je run_again
+  cmp eax, 6                     # KVM_EXIT_MMIO
+  jne pages_back
+  mov r12, [rbx+PAGES]
+  mov r13d, [r12]
+  jmp next_page
+is_it:
+  add r12, 32
+  mov rax, [rcx+32]
+  sub rax, [r12+8]
+  cmp rax, 4096
+  jb access
+next_page:
+  dec r13d
+  jns is_it
+  jmp pages_back
+access:
+  add rax, [r12+24]
+  lea rdx, [rcx+40]
+  cmp byte ptr [rcx+52], 0
+  je length
+  test dword ptr [r12+4], 2      # KVM_MEM_READONLY: writes are the VMM's
+  jnz pages_back
+  xchg rax, rdx
+length:
+  mov ecx, [rcx+48]
+  cmp ecx, 8
+  ja pages_back
+  mov rsi, rax
+  mov rdi, rdx
+  cld
+  rep movsb
+run_again:
+  xor r14d, r14d
+pages_back:
+  test r14d, r14d
+  jnz to_vmm
   cmp dword ptr [rbx+VCPU_FD], 0
   js restore
   mov rcx, [rbx+RUN_PAGE]

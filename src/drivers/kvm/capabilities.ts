@@ -11,17 +11,12 @@ export type Flavour = 'vmx' | 'svm' | 'pvm' | 'unknown';
 const NO_EXIT =
   'stock KVM handles it without leaving the guest to user space; set a breakpoint on the instruction, or single-step';
 
-const ONLY_WRITES =
-  'only writes are trapped: to trap reads or fetches the VMM would have to lose the page, for its own accesses as well';
-
 const ABSENT: { readonly [N in CapabilityName]?: string } = {
   cr: `control registers: ${NO_EXIT}`,
   xsetbv: `XSETBV: ${NO_EXIT}`,
   descriptor: `descriptor tables: ${NO_EXIT}`,
   hypercall: `hypercalls: ${NO_EXIT}`,
   'cpuid-event': `CPUID: ${NO_EXIT}`,
-  'page-read': ONLY_WRITES,
-  'page-execute': ONLY_WRITES,
   views: 'stock KVM has one view of guest memory',
   'sub-page': 'stock KVM does not expose sub-page permissions',
   'virtualization-exception': 'stock KVM does not expose it',
@@ -42,6 +37,15 @@ export function kvmCapabilities(flavour: Flavour): Capabilities {
     Support
   >;
 }
+
+const AWAY =
+  'the page is taken out of the memory of the VM, which can harm it for some milliseconds when this process is killed, and whenever the VMM changes its memory; allow it with the option unsafe (--unsafe)';
+
+/** What is not available unless it is allowed. */
+export const UNSAFE: { readonly [N in CapabilityName]?: string } = {
+  'page-read': AWAY,
+  'page-execute': AWAY,
+};
 
 /** With several vCPUs the filter of MSRs cannot be off whenever one of them is in its VMM. */
 export const UNSAFE_MSR =

@@ -1,15 +1,16 @@
 import { POLL, SYS } from '../../abi/linux.ts';
 import { machineOf } from './attach.ts';
-import { undoJournal } from './journal.ts';
+import { journalledSlots, undoJournal } from './journal.ts';
 import { check, libc } from './libc.ts';
 import { pump } from './pump.ts';
+import { undoSlots } from './slot-undo.ts';
 import { VmFile } from './vm-file.ts';
 
 /*
  * node guard-main.js TRACER VMM DESCRIPTOR, with the tracer's journal as descriptor 3
  *
- * Waits for the tracer's end and then takes back what the journal names: breakpoints in guest memory, and the VM's MSR
- * filter. Everything else that the tracer arms is taken back by the kernel or the agent in the VMM.
+ * Waits for the tracer's end and then takes back what the journal names: pages that are not in the memory slots of the
+ * VM, breakpoints in guest memory, and the VM's MSR filter. Everything else that the tracer arms is taken back by the kernel or the agent in the VMM.
  */
 
 const JOURNAL = 3;
@@ -21,6 +22,8 @@ machine.prepare();
 const pidfd = check(Number(libc().syscall(SYS.pidfd_open, tracer, 0, 0, 0, 0, 0)), 'pidfd_open');
 const watch = pump.watch(pidfd, POLL.IN, () => {
   watch.stop();
+  const slots = journalledSlots(JOURNAL);
+  if (slots.length > 0) undoSlots(machine.vmm, vm, slots);
   if (!undoJournal(JOURNAL, machine.vmm.memory)) process.exit();
   void machine.clearMsrFilter().then(() => process.exit());
 });

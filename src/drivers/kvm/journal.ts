@@ -1,12 +1,18 @@
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { getU64Number, putU64 } from '../../abi/bytes.ts';
+import { getU32, getU64Number, putU32, putU64 } from '../../abi/bytes.ts';
+import { kvmMemoryRegion } from '../../abi/kvm.ts';
 import type { ProcessMemory } from './process-memory.ts';
+import { putRequest, readRequest } from './slot-calls.ts';
+import type { SlotRequest } from './split-slot.ts';
 
 const INT3 = 0xcc;
 /** A number that is not 0 while the MSR filter of the VM is set. */
 const HEADER_SIZE = 16;
+/** How the memory slots are made what they were: a number of requests, and these. */
+const SLOTS_AT = HEADER_SIZE;
+const RECORDS_AT = SLOTS_AT + 65_536;
 /** Address in the VMM (0: free) and the byte that was there. */
 const RECORD_SIZE = 16;
 /** Far more than anybody sets; a damaged file is not read for ever. */
@@ -38,6 +44,14 @@ export class Journal {
     const header = new Uint8Array(HEADER_SIZE);
     header[0] = Number(set);
     writeSync(this.fd, header, 0, HEADER_SIZE, 0);
+  }
+
+  /** What makes the memory slots of the VM what they were. */
+  set slots(requests: readonly SlotRequest[]) {
+    const bytes = new Uint8Array((requests.length + 1) * kvmMemoryRegion.size);
+    putU32(bytes, 0, requests.length);
+    for (const [i, request] of requests.entries()) putRequest(bytes, (i + 1) * kvmMemoryRegion.size, request);
+    writeSync(this.fd, bytes, 0, bytes.length, SLOTS_AT);
   }
 
   /** Called before bytes are written to guest memory; what is returned, after it. Single int3 are breakpoints. */
@@ -73,7 +87,7 @@ export class Journal {
     const record = new Uint8Array(RECORD_SIZE);
     putU64(record, 0, BigInt(hva));
     record[8] = original;
-    writeSync(this.fd, record, 0, RECORD_SIZE, HEADER_SIZE + index * RECORD_SIZE);
+    writeSync(this.fd, record, 0, RECORD_SIZE, RECORDS_AT + index * RECORD_SIZE);
   }
 
   /** Takes every int3 out of guest memory that is still in it. */
@@ -93,13 +107,21 @@ function restoreByte(memory: ProcessMemory, hva: number, original: number): void
   if (memory.read(hva, now) && now[0] === INT3) memory.write(hva, Uint8Array.of(original));
 }
 
+/** For the guard: the requests that make the memory slots what they were; none when they are. */
+export function journalledSlots(fd: number): SlotRequest[] {
+  const bytes = new Uint8Array(RECORDS_AT - SLOTS_AT);
+  readSync(fd, bytes, 0, bytes.length, SLOTS_AT);
+  const count = Math.min(getU32(bytes, 0), bytes.length / kvmMemoryRegion.size - 1);
+  return Array.from({ length: count }, (_, i) => readRequest(bytes, (i + 1) * kvmMemoryRegion.size));
+}
+
 /** For the guard: takes out what the journal of a killed process names. Returns whether the MSR filter was set. */
 export function undoJournal(fd: number, memory: ProcessMemory): boolean {
   const header = new Uint8Array(HEADER_SIZE);
   readSync(fd, header, 0, HEADER_SIZE, 0);
   const record = new Uint8Array(RECORD_SIZE);
   for (let i = 0; i < MAX_RECORDS; i++) {
-    if (readSync(fd, record, 0, RECORD_SIZE, HEADER_SIZE + i * RECORD_SIZE) < RECORD_SIZE) break;
+    if (readSync(fd, record, 0, RECORD_SIZE, RECORDS_AT + i * RECORD_SIZE) < RECORD_SIZE) break;
     const hva = getU64Number(record, 0);
     if (hva !== 0) restoreByte(memory, hva, record[8]!);
   }

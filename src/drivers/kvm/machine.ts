@@ -13,7 +13,7 @@ import {
   requireCapability,
   type Trap,
 } from '../../machine/index.ts';
-import { UNSAFE_MSR, UNSAFE_WHEN_CONFINED } from './capabilities.ts';
+import { UNSAFE, UNSAFE_MSR, UNSAFE_WHEN_CONFINED } from './capabilities.ts';
 import { DEBUG_REGISTERS } from './debug-registers.ts';
 import { nameOf, uuidOf } from './identity.ts';
 import { check, libc } from './libc.ts';
@@ -21,6 +21,7 @@ import { VmmMemory } from './memory.ts';
 import type { Memslot } from './memslots.ts';
 import { startTimeOf } from './proc.ts';
 import { pump, type Watch } from './pump.ts';
+import { undoSlots } from './slot-undo.ts';
 import { completeMsrWrite, StopServer } from './stop-server.ts';
 import { Threads } from './threads.ts';
 import { Traps } from './traps.ts';
@@ -71,7 +72,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#unsafe = options.unsafe;
     this.memory = new VmmMemory(
       this.vmm.memory,
-      () => options.memslots(file),
+      () => this.#traps.slots.whole(options.memslots(file)),
       (hva, bytes) => this.#traps.beforeWrite(hva, bytes),
     );
     this.#threads = new Threads(this.vmm, (error) => this.#fail(error));
@@ -80,6 +81,10 @@ export class KvmMachine implements Machine, VcpuOwner {
       this.memory,
       () => this.vcpus,
       () => requireCapability(this.capabilities, 'singlestep'),
+      {
+        still: (run) => this.#threads.still(run, () => this.#traps.pages.serve()),
+        slots: () => options.memslots(file),
+      },
     );
     this.#stops = new StopServer(this.#traps, this.memory, this.#threads.linger);
     this.#discover();
@@ -87,8 +92,9 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   get capabilities(): Capabilities {
     if (this.#unsafe) return this.#capabilities;
-    if (this.#threads.confined) return { ...this.#capabilities, ...UNSAFE_WHEN_CONFINED };
-    return this.#vcpus.length <= 1 ? this.#capabilities : { ...this.#capabilities, msr: UNSAFE_MSR };
+    const safe = { ...this.#capabilities, ...UNSAFE };
+    if (this.#threads.confined) return { ...safe, ...UNSAFE_WHEN_CONFINED };
+    return this.#vcpus.length <= 1 ? safe : { ...safe, msr: UNSAFE_MSR };
   }
 
   readonly hardwareBreakpoints: HardwareBreakpoints = {
@@ -187,7 +193,9 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   held(vcpu: KvmVcpu, reason: HoldReason): void {
     if (this.#detaching) {
-      if (reason === 'exit') completeMsrWrite(vcpu);
+      if (reason !== 'exit') return;
+      completeMsrWrite(vcpu);
+      this.#traps.slots.carryOut(vcpu);
       return;
     }
     const done = attempt<void>(
@@ -197,14 +205,21 @@ export class KvmMachine implements Machine, VcpuOwner {
     void done;
   }
 
+  claims(vcpu: KvmVcpu): boolean {
+    return this.#traps.slots.claims(vcpu);
+  }
+
+  settle(vcpu: KvmVcpu): void {
+    this.#traps.slots.settle(vcpu);
+  }
+
   prepareEntry(vcpu: KvmVcpu): void {
     this.#traps.prepareEntry(vcpu);
   }
 
   arm(trap: Trap): Awaitable<void> {
     return then(this.#knowConfinement(), () => {
-      const needed = capabilityOf(trap);
-      if (needed) requireCapability(this.capabilities, needed);
+      for (const needed of capabilitiesOf(trap)) requireCapability(this.capabilities, needed);
       return this.#traps.arm(trap, this.#vcpuOf(trap));
     });
   }
@@ -246,9 +261,21 @@ export class KvmMachine implements Machine, VcpuOwner {
     if (!this.#stops.handler) return;
     this.#detaching = true;
     for (const vcpu of this.#vcpus) vcpu.requested = false;
-    const filtered = this.#traps.clear();
-    this.#threads.letGo(filtered ? (thread) => this.#traps.clearFilter(thread) : undefined);
+    const left = this.#traps.clear();
+    this.#threads.letGo(left ? (thread) => this.#traps.clearVm(thread) : undefined);
+    this.#undoSlots();
     this.#forget();
+  }
+
+  /** Where no vCPU could be held: the VMM has paused them. */
+  #undoSlots(): void {
+    const { undoing } = this.#traps.slots;
+    if (undoing.length === 0) return;
+    try {
+      undoSlots(this.vmm, this.#traps.vmFd, undoing);
+    } catch {
+      // The VMM is going.
+    }
   }
 
   async close(): Promise<void> {
@@ -258,8 +285,14 @@ export class KvmMachine implements Machine, VcpuOwner {
   }
 }
 
-/** What a machine has to be able to do for a trap; undefined when everyone can. */
-function capabilityOf(trap: Trap): CapabilityName | undefined {
-  if (trap.kind === 'page') return trap.access & ACCESS.write ? undefined : 'page-write';
-  return trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind;
+/** What a machine has to be able to do for a trap. */
+function capabilitiesOf(trap: Trap): readonly CapabilityName[] {
+  if (trap.kind !== 'page') return [trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind];
+  return DENIED.filter(([bit]) => (trap.access & bit) === 0).map(([, name]) => name);
 }
+
+const DENIED = [
+  [ACCESS.read, 'page-read'],
+  [ACCESS.write, 'page-write'],
+  [ACCESS.execute, 'page-execute'],
+] as const;

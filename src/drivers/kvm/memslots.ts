@@ -11,6 +11,8 @@ export interface Memslot {
   /** Address in the VMM. */
   readonly hva: number;
   readonly readonly: boolean;
+  /** KVM_MEM flags, where the kernel tells them. */
+  readonly flags?: number;
 }
 
 const NAMES = [
@@ -142,6 +144,7 @@ export class KernelView {
       size: Number(word('kvm_memory_slot.npages') << PAGE_SHIFT),
       hva: Number(word('kvm_memory_slot.userspace_addr')),
       readonly: (flags & KVM_MEM.READONLY) !== 0,
+      flags,
     };
   }
 

@@ -108,7 +108,7 @@ export class PageTraps {
     putU64(api, 0, BigInt(UFFD.API));
     putU64(api, 8, UFFD.FEATURE_PAGEFAULT_FLAG_WP | UFFD.FEATURE_WP_HUGETLBFS_SHMEM | UFFD.FEATURE_THREAD_ID);
     check(libc().ioctlBytes(this.#fd, UFFD.IOCTL_API, api), 'UFFDIO_API with write protection');
-    this.#watch = pump.watch(this.#fd, POLL.IN, () => this.#ready());
+    this.#watch = pump.watch(this.#fd, POLL.IN, () => this.serve());
   }
 
   #range(request: number, hva: number, rest: readonly bigint[], what: string): void {
@@ -123,7 +123,9 @@ export class PageTraps {
     this.#range(UFFD.IOCTL_WRITEPROTECT, hva, [on ? UFFD.WRITEPROTECT_WP : 0n], 'UFFDIO_WRITEPROTECT');
   }
 
-  #ready(): void {
+  /** Handles the writes that wait. */
+  serve(): void {
+    if (this.#fd < 0) return;
     const message = new Uint8Array(MESSAGE_SIZE);
     while (libc().read(this.#fd, message, MESSAGE_SIZE) === MESSAGE_SIZE) {
       if (message[0] !== UFFD.EVENT_PAGEFAULT) continue;

@@ -1,7 +1,14 @@
 import { KVM_EXIT, kvmDebugExit, kvmMsrExit } from '../../abi/kvm.ts';
 import { STATE_SIZE } from '../../abi/state.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
-import { type Answer, CONTINUE, type MachineHandler, type Stop, translate } from '../../machine/index.ts';
+import {
+  ACCESS,
+  type Answer,
+  CONTINUE,
+  type MachineHandler,
+  type Stop,
+  translate,
+} from '../../machine/index.ts';
 import { DR6 } from './guest-debug.ts';
 import type { Linger } from './linger.ts';
 import type { VmmMemory } from './memory.ts';
@@ -30,6 +37,7 @@ export class StopServer {
   serve(vcpu: KvmVcpu, reason: HoldReason): Awaitable<void> {
     vcpu.learn();
     vcpu.runTasks();
+    if (reason === 'exit' && this.#traps.slots.claims(vcpu)) return this.#access(vcpu);
     if (reason === 'exit' && isDebugRegisterHit(vcpu)) return this.#hit(vcpu);
     const stop = reason === 'exit' ? this.#stopOf(vcpu) : this.#traps.pages.stopOf(vcpu);
     if (!stop) return this.#finish(vcpu);
@@ -69,6 +77,23 @@ export class StopServer {
     if (exception === BREAKPOINT_VECTOR) return this.#breakpointStop(vcpu, pc);
     this.#traps.steppedOver(vcpu);
     return this.#traps.isSingleStepping(vcpu) ? { kind: 'singlestep', failed: false } : undefined;
+  }
+
+  /** An access to a page that has been taken away. Retried, it is denied again as long as the page denies it. */
+  #access(vcpu: KvmVcpu): Awaitable<void> {
+    const { slots } = this.#traps;
+    const stop = slots.stopOf(vcpu);
+    return then(stop ? this.#report(vcpu, stop) : CONTINUE, ({ action, substitute }) => {
+      if (action === 'crash') return crash(vcpu);
+      if (slots.settled(vcpu, action === 'continue')) return this.#finish(vcpu);
+      if (action !== 'continue' && stop?.access === ACCESS.execute) return this.#finish(vcpu);
+      if (action !== 'continue' && slots.stopOf(vcpu)) {
+        // In between, others are to be heard.
+        return Promise.resolve().then(() => this.#access(vcpu));
+      }
+      if (slots.complete(vcpu, substitute)) this.#traps.stepOver(vcpu);
+      return this.#finish(vcpu);
+    });
   }
 
   /** In front of an instruction that a debug register names: after the handler the vCPU is stepped over it. */

@@ -2,6 +2,7 @@ import { getU64, putU64 } from '../../abi/bytes.ts';
 import { KvmiError } from '../../error.ts';
 import { SLOT } from './agent-code.ts';
 import { isConfined } from './confinement.ts';
+import { libc } from './libc.ts';
 import { Linger } from './linger.ts';
 import { RunPage } from './run-page.ts';
 import type { StopEvent, Tracee } from './tracee.ts';
@@ -11,6 +12,8 @@ import type { Vmm } from './vmm.ts';
 
 /** How often the thread of a vCPU is looked for that has to be traced, in ms. */
 const SEARCH_INTERVAL_MS = 2;
+/** How long vCPUs are waited for that are to leave the guest all at once, in ms. */
+const STILL_TIMEOUT_MS = 2000;
 
 /** The threads that run the vCPUs of a VM: found when they are needed, traced from then on. */
 export class Threads {
@@ -109,6 +112,34 @@ export class Threads {
     return confined;
   }
 
+  /**
+   * Runs something while none of the vCPUs that are traced is in the guest. `serve` lets threads come back that wait for
+   * this process.
+   */
+  still<T>(run: () => T, serve: () => void): T {
+    const running = [...this.#traced].flatMap(({ thread }) =>
+      thread && !thread.tracee.stopped && thread.phase !== 'gone' ? thread : [],
+    );
+    const stopped: (() => void)[] = [];
+    const deadline = performance.now() + STILL_TIMEOUT_MS;
+    for (const { tracee } of running) tracee.interrupt();
+    try {
+      for (const thread of running) {
+        let event = thread.tracee.poll();
+        for (; !event && performance.now() < deadline; event = thread.tracee.poll()) {
+          serve();
+          libc().schedYield();
+        }
+        if (!event) throw new KvmiError('E_TIMEOUT', `thread ${thread.tracee.tid} of a vCPU does not stop`);
+        const reported = event;
+        stopped.push(() => thread.stopped(reported));
+      }
+      return run();
+    } finally {
+      for (const goOn of stopped) this.guarded(goOn);
+    }
+  }
+
   gone(vcpu: KvmVcpu): void {
     this.#traced.delete(vcpu);
   }
@@ -120,7 +151,8 @@ export class Threads {
   letGo(first: ((thread: VcpuThread) => void) | undefined): void {
     const threads = [...this.#traced].flatMap(({ thread }) => thread ?? []);
     const last = threads.at(-1);
-    asFarAsPossible(() => first && threads[0]?.holdNow() && first(threads[0]));
+    const one = threads.find(({ phase }) => phase === 'held') ?? threads[0];
+    asFarAsPossible(() => first && one?.holdNow() && first(one));
     for (const thread of threads) asFarAsPossible(() => this.#letGo(thread, thread === last));
     for (const tracee of this.#joining.values()) asFarAsPossible(() => tracee.release());
   }

@@ -1,11 +1,13 @@
 import { type Awaitable, then } from '../../awaitable.ts';
-import type { Trap } from '../../machine/index.ts';
+import { KvmiError } from '../../error.ts';
+import { ACCESS, PAGE_SIZE, type Trap } from '../../machine/index.ts';
 import { DebugRegisters } from './debug-registers.ts';
 import { Guard } from './guard.ts';
 import { type DebugRequest, putDebugRequest } from './guest-debug.ts';
 import { Journal } from './journal.ts';
 import type { VmmMemory } from './memory.ts';
 import { MsrFilter } from './msr-filter.ts';
+import { PageSlots, type Stillness } from './page-slots.ts';
 import { PageTraps } from './page-traps.ts';
 import type { KvmVcpu } from './vcpu.ts';
 import type { VcpuThread } from './vcpu-thread.ts';
@@ -21,22 +23,45 @@ interface Armed {
 export class Traps {
   readonly pages: PageTraps;
   readonly hardware: DebugRegisters;
-  /** The VM's descriptor in the VMM. */
-  vmFd = -1;
+  /** Pages whose reads or fetches are trapped, too. */
+  readonly slots: PageSlots;
+  #vmFd = -1;
   readonly #vmm: Vmm;
   readonly #armed = new Map<KvmVcpu, Armed>();
   readonly #msrs = new MsrFilter();
   #guard: Promise<Guard> | undefined;
   #journal: Journal | undefined;
+  /** Every vCPU is interposed on because pages are away. */
+  #interposed = false;
 
   /** `permit` throws when no breakpoint may be set. */
-  constructor(vmm: Vmm, memory: VmmMemory, vcpus: () => readonly KvmVcpu[], permit: () => void) {
+  constructor(
+    vmm: Vmm,
+    memory: VmmMemory,
+    vcpus: () => readonly KvmVcpu[],
+    permit: () => void,
+    vm: Omit<Stillness, 'journal'>,
+  ) {
     this.#vmm = vmm;
     this.pages = new PageTraps(vmm, memory, vcpus);
+    const journal: Stillness['journal'] = (requests) => {
+      if (this.#journal) this.#journal.slots = requests;
+    };
+    this.slots = new PageSlots(vmm, memory, { ...vm, journal });
     this.hardware = new DebugRegisters((addresses) => {
       permit();
       this.#setHardware(addresses);
     });
+  }
+
+  /** The VM's descriptor in the VMM. */
+  get vmFd(): number {
+    return this.#vmFd;
+  }
+
+  set vmFd(fd: number) {
+    this.#vmFd = fd;
+    this.slots.vmFd = fd;
   }
 
   /** A vCPU is new: what is armed on all of them is armed on it. */
@@ -44,7 +69,7 @@ export class Traps {
     const { addresses } = this.hardware;
     const debug = { singlestep: false, software: false, hardware: addresses, stepOver: false };
     this.#armed.set(vcpu, { debug, msrs: new Set() });
-    vcpu.armedTraps = Number(addresses.length > 0) + Number(this.#msrs.active);
+    vcpu.armedTraps = Number(addresses.length > 0) + Number(this.#msrs.active) + Number(this.#interposed);
     if (vcpu.armed) vcpu.kick();
   }
 
@@ -74,7 +99,7 @@ export class Traps {
       case 'msr':
         return this.#armMsr(vcpu!, trap.msr);
       case 'page':
-        return this.pages.arm(trap);
+        return this.#armPage(trap);
     }
   }
 
@@ -87,8 +112,56 @@ export class Traps {
       case 'msr':
         return this.#disarmMsr(vcpu!, trap.msr);
       case 'page':
-        return this.pages.disarm(trap);
+        return this.#armPage({ ...trap, access: ACCESS.all });
     }
+  }
+
+  /** What stays writable alone is trapped by write protection; else the page is taken away. */
+  #armPage(trap: Extract<Trap, { kind: 'page' }>): Awaitable<void> {
+    const gpa = trap.gfn * PAGE_SIZE;
+    const others = ACCESS.read | ACCESS.execute;
+    if ((trap.access & others) === others) return then(this.#givePageBack(gpa), () => this.pages.arm(trap));
+    this.pages.disarm(trap);
+    return this.#guarded()
+      .then(() => this.#interposeOnAll())
+      .then(() => this.#withHeld((vcpu) => this.slots.take(gpa, trap.access, vcpu.thread!)))
+      .catch((error) => {
+        this.#leaveOut();
+        throw error;
+      });
+  }
+
+  #givePageBack(gpa: number): Awaitable<void> {
+    if (!this.slots.has(gpa)) return;
+    return this.#withHeld((vcpu) => {
+      this.slots.giveBack(gpa, vcpu.thread!);
+      this.#leaveOut();
+    });
+  }
+
+  /** Runs something in a vCPU that is outside the guest. */
+  #withHeld(run: (vcpu: KvmVcpu) => void): Awaitable<void> {
+    const vcpus = [...this.#armed.keys()];
+    const vcpu =
+      vcpus.find(({ thread }) => thread?.phase === 'held') ?? vcpus.find(({ thread }) => thread) ?? vcpus[0];
+    if (!vcpu) throw new KvmiError('E_AGAIN', 'the VM has no vCPU yet');
+    return vcpu.whenHeld(() => run(vcpu));
+  }
+
+  /** Every vCPU that runs is interposed on from then on. */
+  async #interposeOnAll(): Promise<void> {
+    if (!this.#interposed) for (const vcpu of this.#armed.keys()) changeArmed(vcpu, 1);
+    this.#interposed = true;
+    const running = [...this.#armed.keys()].filter(
+      ({ thread, fd }) => thread ?? this.#vmm.threadOf(fd) !== undefined,
+    );
+    await Promise.all(running.map((vcpu) => vcpu.whenHeld(() => undefined)));
+  }
+
+  #leaveOut(): void {
+    if (!this.#interposed || this.slots.active) return;
+    this.#interposed = false;
+    for (const vcpu of this.#armed.keys()) changeArmed(vcpu, -1);
   }
 
   #setDebug(vcpu: KvmVcpu, what: 'singlestep' | 'software', on: boolean): void {
@@ -122,6 +195,7 @@ export class Traps {
     debug.stepOver = false;
     vcpu.armedTraps--;
     this.pages.stepped(vcpu);
+    this.slots.stepped(vcpu);
     applyLater(vcpu);
   }
 
@@ -130,6 +204,7 @@ export class Traps {
     const { slot } = vcpu.thread!;
     putDebugRequest(slot.bytes, this.#of(vcpu).debug, this.#msrs.active);
     this.#msrs.put(slot, this.vmFd, this.#armed.size === 1);
+    this.slots.prepareEntry(vcpu.thread!);
   }
 
   #armMsr(vcpu: KvmVcpu, msr: number): Awaitable<void> {
@@ -196,13 +271,19 @@ export class Traps {
     };
   }
 
+  /** Takes back what the VM has armed, by way of a held thread. */
+  clearVm(thread: VcpuThread): void {
+    this.slots.giveBackAll(thread, [...this.#armed.keys()]);
+    if (this.#msrs.active) this.clearFilter(thread);
+  }
+
   /** Removes the MSR filter of the VM by way of a held thread, whoever has set it. */
   clearFilter(thread: VcpuThread): void {
     this.#msrs.clear();
     this.#applyFilter(thread);
   }
 
-  /** Takes back what needs no thread; what vCPUs have armed goes with their threads. Returns whether the filter is left. */
+  /** Takes back what needs no thread; what vCPUs have armed goes with their threads. Returns whether `clearVm` is left. */
   clear(): boolean {
     for (const [vcpu, { debug, msrs }] of this.#armed) {
       Object.assign(debug, { singlestep: false, software: false, hardware: [], stepOver: false });
@@ -213,12 +294,14 @@ export class Traps {
     this.hardware.clear();
     this.pages.close();
     this.#journal?.restore(this.#vmm.memory);
-    return this.#msrs.active;
+    this.#interposed = false;
+    return this.#msrs.active || this.slots.active;
   }
 
   /** Nothing is armed any more, or there is no VM any more. */
   close(): void {
     this.pages.close();
+    this.slots.close();
     this.#msrs.clear();
     void this.#guard?.then((guard) => guard.stop());
     this.#guard = undefined;

@@ -35,6 +35,8 @@ export interface ThreadOwner {
   readonly wanted: boolean;
   /** KVM_RUN has to be called again before the state is that between two instructions. */
   readonly exitPending: boolean;
+  /** Whether an exit that is none of those that the agent looks for is ours nevertheless. */
+  claims(): boolean;
   /** The thread is held; it goes on after `release`. */
   held(reason: HoldReason): void;
   /** The thread has left the guest, for whatever reason. */
@@ -158,6 +160,10 @@ export class VcpuThread {
     const result = getS64(this.slot.bytes, SLOT.result);
     if (result === 0n && this.#isOurs(this.page.exitReason)) {
       this.msrsRead = true;
+      this.#hold('exit');
+    } else if (result === 0n && this.#owner.claims()) {
+      // The agent has disarmed.
+      this.changed = true;
       this.#hold('exit');
     } else if (result === EINTR && this.#kicked && !this.tracee.hasPendingSignal()) {
       this.#hold('request');

@@ -43,6 +43,10 @@ export interface VcpuOwner {
   guarded(run: () => void): void;
   /** Whether KVM has an exit of it to complete. */
   exitPending(vcpu: KvmVcpu): boolean;
+  /** Whether an exit that other VMs have, too, is because of a trap. */
+  claims(vcpu: KvmVcpu): boolean;
+  /** Ends what an instruction has begun: its registers are about to be replaced. */
+  settle(vcpu: KvmVcpu): void;
   /** Writes what is armed on it where its agent takes it from. */
   prepareEntry(vcpu: KvmVcpu): void;
 }
@@ -88,6 +92,10 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
 
   get exitPending(): boolean {
     return this.#owner.exitPending(this);
+  }
+
+  claims(): boolean {
+    return this.#owner.claims(this);
   }
 
   get wanted(): boolean {
@@ -226,6 +234,7 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
 
   writeRegisters(regs: Uint8Array): void {
     const thread = this.#held();
+    this.#owner.settle(this);
     if (!thread.synced) this.#fetchRegisters(thread);
     thread.page.regs.set(regs.subarray(0, kvmRegs.size));
     thread.page.markRegsDirty();
