@@ -20,7 +20,9 @@ export interface MachineSafety {
   /**
    * MSR traps on a VM with several vCPUs: a guard process takes them back a few milliseconds after this one was killed;
    * a VMM whose guest writes to a trapped MSR before that may fail (QEMU aborts). And events of a VMM with a seccomp
-   * filter that does not let its vCPU threads disarm: the kernel ends it then. Default false: not available.
+   * filter that does not let its vCPU threads disarm: the kernel ends it then. And page traps for reads and fetches,
+   * which take the page out of the memory slots of the VM: accesses may reach the VMM as those to a device for some
+   * milliseconds after this process was killed, and the VMM must not change that memory. Default false: not available.
    */
   readonly unsafe?: boolean;
 }

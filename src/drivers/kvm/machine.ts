@@ -26,7 +26,7 @@ import { completeMsrWrite, StopServer } from './stop-server.ts';
 import { Threads } from './threads.ts';
 import { Traps } from './traps.ts';
 import { KvmVcpu, type VcpuOwner } from './vcpu.ts';
-import type { HoldReason } from './vcpu-thread.ts';
+import type { HoldReason, VcpuThread } from './vcpu-thread.ts';
 import type { VmFile } from './vm-file.ts';
 import { Vmm } from './vmm.ts';
 
@@ -195,7 +195,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     if (this.#detaching) {
       if (reason !== 'exit') return;
       completeMsrWrite(vcpu);
-      this.#traps.slots.carryOut(vcpu);
+      this.#traps.accesses.abandon(vcpu);
       return;
     }
     const done = attempt<void>(
@@ -206,11 +206,11 @@ export class KvmMachine implements Machine, VcpuOwner {
   }
 
   claims(vcpu: KvmVcpu): boolean {
-    return this.#traps.slots.claims(vcpu);
+    return this.#traps.accesses.claims(vcpu);
   }
 
   settle(vcpu: KvmVcpu): void {
-    this.#traps.slots.settle(vcpu);
+    this.#traps.accesses.settle(vcpu);
   }
 
   prepareEntry(vcpu: KvmVcpu): void {
@@ -262,7 +262,8 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.#detaching = true;
     for (const vcpu of this.#vcpus) vcpu.requested = false;
     const left = this.#traps.clear();
-    this.#threads.letGo(left ? (thread) => this.#traps.clearVm(thread) : undefined);
+    const first = left ? (thread: VcpuThread) => this.#traps.clearVm(thread) : undefined;
+    this.#threads.letGo(first, () => this.#traps.disarmed());
     this.#undoSlots();
     this.#forget();
   }

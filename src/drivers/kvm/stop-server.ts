@@ -37,7 +37,7 @@ export class StopServer {
   serve(vcpu: KvmVcpu, reason: HoldReason): Awaitable<void> {
     vcpu.learn();
     vcpu.runTasks();
-    if (reason === 'exit' && this.#traps.slots.claims(vcpu)) return this.#access(vcpu);
+    if (reason === 'exit' && this.#traps.accesses.claims(vcpu)) return this.#access(vcpu);
     if (reason === 'exit' && isDebugRegisterHit(vcpu)) return this.#hit(vcpu);
     const stop = reason === 'exit' ? this.#stopOf(vcpu) : this.#traps.pages.stopOf(vcpu);
     if (!stop) return this.#finish(vcpu);
@@ -81,17 +81,17 @@ export class StopServer {
 
   /** An access to a page that has been taken away. Retried, it is denied again as long as the page denies it. */
   #access(vcpu: KvmVcpu): Awaitable<void> {
-    const { slots } = this.#traps;
-    const stop = slots.stopOf(vcpu);
+    const { accesses } = this.#traps;
+    const stop = accesses.stopOf(vcpu);
     return then(stop ? this.#report(vcpu, stop) : CONTINUE, ({ action, substitute }) => {
       if (action === 'crash') return crash(vcpu);
-      if (slots.settled(vcpu, action === 'continue')) return this.#finish(vcpu);
+      if (accesses.settled(vcpu, action === 'continue')) return this.#finish(vcpu);
       if (action !== 'continue' && stop?.access === ACCESS.execute) return this.#finish(vcpu);
-      if (action !== 'continue' && slots.stopOf(vcpu)) {
+      if (action !== 'continue' && accesses.stopOf(vcpu)) {
         // In between, others are to be heard.
         return Promise.resolve().then(() => this.#access(vcpu));
       }
-      if (slots.complete(vcpu, substitute)) this.#traps.stepOver(vcpu);
+      if (accesses.complete(vcpu, substitute)) this.#traps.stepOver(vcpu);
       return this.#finish(vcpu);
     });
   }

@@ -146,13 +146,14 @@ export class Threads {
 
   /**
    * Takes every thread out of the agent and detaches from it; the last one takes the agent away. `first` is done in
-   * one that is held, if any can be.
+   * one that is held, if any can be, and `second` after it in any case.
    */
-  letGo(first: ((thread: VcpuThread) => void) | undefined): void {
+  letGo(first: ((thread: VcpuThread) => void) | undefined, second: () => void): void {
     const threads = [...this.#traced].flatMap(({ thread }) => thread ?? []);
     const last = threads.at(-1);
     const one = threads.find(({ phase }) => phase === 'held') ?? threads[0];
     asFarAsPossible(() => first && one?.holdNow() && first(one));
+    second();
     for (const thread of threads) asFarAsPossible(() => this.#letGo(thread, thread === last));
     for (const tracee of this.#joining.values()) asFarAsPossible(() => tracee.release());
   }

@@ -1,4 +1,4 @@
-import { type Awaitable, then } from '../../awaitable.ts';
+import { type Awaitable, isPending, then } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { ACCESS, PAGE_SIZE, type Trap } from '../../machine/index.ts';
 import { DebugRegisters } from './debug-registers.ts';
@@ -7,6 +7,7 @@ import { type DebugRequest, putDebugRequest } from './guest-debug.ts';
 import { Journal } from './journal.ts';
 import type { VmmMemory } from './memory.ts';
 import { MsrFilter } from './msr-filter.ts';
+import { PageAccesses } from './page-accesses.ts';
 import { PageSlots, type Stillness } from './page-slots.ts';
 import { PageTraps } from './page-traps.ts';
 import type { KvmVcpu } from './vcpu.ts';
@@ -25,12 +26,15 @@ export class Traps {
   readonly hardware: DebugRegisters;
   /** Pages whose reads or fetches are trapped, too. */
   readonly slots: PageSlots;
+  readonly accesses: PageAccesses;
   #vmFd = -1;
   readonly #vmm: Vmm;
   readonly #armed = new Map<KvmVcpu, Armed>();
   readonly #msrs = new MsrFilter();
   #guard: Promise<Guard> | undefined;
   #journal: Journal | undefined;
+  /** Resolves when the accesses of pages are what they were asked to be. */
+  #changing: Promise<void> | undefined;
   /** Every vCPU is interposed on because pages are away. */
   #interposed = false;
 
@@ -47,7 +51,8 @@ export class Traps {
     const journal: Stillness['journal'] = (requests) => {
       if (this.#journal) this.#journal.slots = requests;
     };
-    this.slots = new PageSlots(vmm, memory, { ...vm, journal });
+    this.slots = new PageSlots(vmm, { ...vm, journal });
+    this.accesses = new PageAccesses(vmm, memory, this.slots);
     this.hardware = new DebugRegisters((addresses) => {
       permit();
       this.#setHardware(addresses);
@@ -99,7 +104,7 @@ export class Traps {
       case 'msr':
         return this.#armMsr(vcpu!, trap.msr);
       case 'page':
-        return this.#armPage(trap);
+        return this.#inOrder(() => this.#armPage(trap));
     }
   }
 
@@ -112,11 +117,24 @@ export class Traps {
       case 'msr':
         return this.#disarmMsr(vcpu!, trap.msr);
       case 'page':
-        return this.#armPage({ ...trap, access: ACCESS.all });
+        return this.#inOrder(() => this.#armPage({ ...trap, access: ACCESS.all }));
     }
   }
 
-  /** What stays writable alone is trapped by write protection; else the page is taken away. */
+  /** What is asked of pages is done in the order in which it was. */
+  #inOrder(change: () => Awaitable<void>): Awaitable<void> {
+    const done = this.#changing ? this.#changing.then(change) : change();
+    if (!isPending(done)) return done;
+    const over: Promise<void> = Promise.resolve(done)
+      .catch(() => undefined)
+      .then(() => {
+        if (this.#changing === over) this.#changing = undefined;
+      });
+    this.#changing = over;
+    return done;
+  }
+
+  /** What is only not to be written to is trapped by write protection; else the page is taken away. */
   #armPage(trap: Extract<Trap, { kind: 'page' }>): Awaitable<void> {
     const gpa = trap.gfn * PAGE_SIZE;
     const others = ACCESS.read | ACCESS.execute;
@@ -273,8 +291,14 @@ export class Traps {
 
   /** Takes back what the VM has armed, by way of a held thread. */
   clearVm(thread: VcpuThread): void {
-    this.slots.giveBackAll(thread, [...this.#armed.keys()]);
+    this.slots.giveBackAll(thread);
+    for (const vcpu of this.#armed.keys()) this.accesses.abandon(vcpu);
     if (this.#msrs.active) this.clearFilter(thread);
+  }
+
+  /** Nothing is armed: vCPUs go on as their VMM runs them. */
+  disarmed(): void {
+    for (const vcpu of this.#armed.keys()) vcpu.armedTraps = 0;
   }
 
   /** Removes the MSR filter of the VM by way of a held thread, whoever has set it. */
@@ -288,7 +312,8 @@ export class Traps {
     for (const [vcpu, { debug, msrs }] of this.#armed) {
       Object.assign(debug, { singlestep: false, software: false, hardware: [], stepOver: false });
       msrs.clear();
-      vcpu.armedTraps = 0;
+      // Until pages that are away are back, no vCPU may run without the agent.
+      vcpu.armedTraps = Number(this.slots.active);
       applyLater(vcpu);
     }
     this.hardware.clear();
@@ -302,6 +327,8 @@ export class Traps {
   close(): void {
     this.pages.close();
     this.slots.close();
+    this.#interposed = false;
+    this.#changing = undefined;
     this.#msrs.clear();
     void this.#guard?.then((guard) => guard.stop());
     this.#guard = undefined;
