@@ -16,7 +16,7 @@ const SOURCES = fileURLToPath(new URL('../../bench/kvm/', import.meta.url));
 const ROUNDS = 7;
 const REQUESTS = 1000;
 const STEPS = 2000;
-const HOOKED_ROUNDS = 15;
+const HOOKED_ROUNDS = 150;
 const EVENT_SIZE = 568;
 const REPLY_SIZE = 32;
 

@@ -62,11 +62,11 @@ int main(int argc, char **argv)
 	if (strcmp(what, "hooked") == 0)
 		for (int i = 0; i < count; i++) {
 			int pair[2];
-			double without = per_exit(20000), with;
+			double without = per_exit(2000), with;
 			socket_pair(pair);
 			if (hook(vm, pair[0], 0) != 0)
 				return NOT_SUPPORTED;
-			with = per_exit(20000);
+			with = per_exit(2000);
 			request(vm, UNHOOK, NULL);
 			printf("%.0f %.0f\n", without, with);
 			close(pair[0]);

@@ -6,6 +6,7 @@ export const SYS = {
   mmap: 9,
   munmap: 11,
   rt_sigprocmask: 14,
+  nanosleep: 35,
   ioctl: 16,
   getpid: 39,
   prctl: 157,

@@ -25,6 +25,7 @@ function lastCalls(tid: number): readonly (readonly Word[])[] {
     [SYS.ioctl, vcpu, KVM.SET_MSRS],
     [SYS.ioctl, vm, KVM.X86_SET_MSR_FILTER],
     [SYS.ioctl, vcpu, KVM.SET_GUEST_DEBUG],
+    [SYS.nanosleep, 0, 0],
     [SYS.rt_sigprocmask, SIG_SETMASK, 0, 0, SIGMASK_SIZE],
     [SYS.tgkill, tid, tid, SIGNAL.SIGURG],
   ];

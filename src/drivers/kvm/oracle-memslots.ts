@@ -5,7 +5,7 @@ import { KvmiError } from '../../error.ts';
 import { type Call, type Slot, SPARE_SLOT } from './agent.ts';
 import { SLOT } from './agent-code.ts';
 import type { Memslot } from './memslots.ts';
-import { mappings } from './proc.ts';
+import { type Mapping, mappings } from './proc.ts';
 import { type Ask, type OracleCall, SlotOracle } from './slot-oracle.ts';
 import { StoppedThreads } from './stopped-threads.ts';
 import { type Tracee, withRestart } from './tracee.ts';
@@ -40,9 +40,7 @@ export function oracleMemslots(file: VmFile, liftFilters: boolean): Memslot[] {
 
 function askWithin(vmm: Vmm, tracee: Tracee, vmFd: number): Memslot[] {
   // As they are now: the agent is a mapping, too, but not of the guest.
-  const mapped = mappings(vmm.pid).filter(
-    ({ permissions, name }) => permissions[0] === 'r' && name[0] !== '[',
-  );
+  const mapped = possibleMappings(mappings(vmm.pid));
   const before = Uint8Array.from(tracee.getRegisters());
   const mask = tracee.getSignalMask();
   const slot = vmm.agentVia(tracee).slot(SPARE_SLOT);
@@ -65,6 +63,15 @@ function askWithin(vmm: Vmm, tracee: Tracee, vmFd: number): Memslot[] {
     tracee.setSignalMask(mask);
     vmm.removeAgent(tracee);
   }
+}
+
+/** What may be memory of a guest: not a stack, nor of a file that has code for the VMM, too. */
+function possibleMappings(all: readonly Mapping[]): Mapping[] {
+  const programs = new Set(all.filter(({ permissions }) => permissions[2] === 'x').map(({ name }) => name));
+  programs.delete('');
+  return all.filter(
+    ({ permissions, name }) => permissions[0] === 'r' && name[0] !== '[' && !programs.has(name),
+  );
 }
 
 function encode(slot: Slot, call: OracleCall, index: number, vmFd: number): Call {

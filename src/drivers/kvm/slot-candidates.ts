@@ -21,13 +21,15 @@ const LOW_DIVISIONS = [0xa0000, 0xc0000, 0xe0000, 0xf0000, MIB];
 const DIVIDED = MIB;
 
 /**
- * What may be at `gpa` in the guest, the most likely first: whole mappings, the end of one, or a part of the guest's
- * memory as VMMs lay out a PC. `mappings` are what the VMM has mapped.
+ * What may be at `gpa` in the guest, from the largest mapping of the VMM to the smallest: all of it, or a part as VMMs
+ * lay out a PC; at last ends of mappings.
  */
 export function* backingsAt(gpa: number, mappings: readonly Range[]): Generator<Backing> {
   const largestFirst = [...mappings].sort((a, b) => b.end - b.start - (a.end - a.start));
-  for (const { start, end } of largestFirst) yield { hva: start, size: end - start };
-  for (const mapping of largestFirst.filter(({ start, end }) => end - start >= DIVIDED)) {
+  for (const mapping of largestFirst) {
+    const size = mapping.end - mapping.start;
+    yield { hva: mapping.start, size };
+    if (size < DIVIDED) continue;
     for (const offset of offsetsAt(gpa)) yield* partsOf(mapping, offset, gpa);
   }
   for (const { start, end } of largestFirst) {

@@ -13,10 +13,11 @@ import { type Backing, backingsAt, type Range } from './slot-candidates.ts';
  * - Else, when the address in the guest overlaps another slot: EEXIST.
  * - Else the slot is moved, or made.
  *
- * So every guess about a slot is made at an address that is occupied by another one: by a slot of our own, the marker,
- * which is made and deleted within the same uninterrupted series of calls; or by the slot whose first page it is.
+ * So every guess about a slot is made at an address that another one occupies: one that has been found; before that a
+ * slot of our own, the marker, which is made and deleted within one series of calls; or, to find out which slot starts
+ * with an occupied page, that page.
  *
- * No vCPU may be in the guest and no thread of the VMM may run meanwhile.
+ * No vCPU may be in the guest and no thread of the VMM may run meanwhile. A series that was begun has to be completed.
  */
 
 /** One question to the kernel. */
@@ -63,6 +64,8 @@ export class SlotOracle {
   readonly #backings: (gpa: number) => Iterable<Backing>;
   readonly #logged = new Set<number>();
   #marker = { slot: -1, gpa: -1 };
+  /** An address of a slot that has been found: guesses about others need no marker from then on. */
+  #aim: number | undefined;
 
   /** @param mappings what the VMM has mapped. */
   constructor(ask: Ask, mappings: readonly Range[]) {
@@ -73,19 +76,20 @@ export class SlotOracle {
   /** The slots, in the order of their addresses. @throws KvmiError with code E_NO_MEMSLOTS. */
   find(): Memslot[] {
     this.#makeMarker();
-    const pending = this.#usedSlots();
+    let gpa = this.#nextOccupied(0);
+    if (gpa === undefined) return [];
+    const pending = this.#usedSlots(gpa);
     this.#findLogged(pending);
     const known = new Map<number, Found>();
     const found: Memslot[] = [];
-    let at = 0;
     while (pending.size > 0) {
-      const gpa = this.#nextOccupied(at);
-      const slot = gpa === undefined ? undefined : this.#slotAt(gpa, pending, known);
+      const slot: Memslot | undefined = gpa === undefined ? undefined : this.#slotAt(gpa, pending, known);
       if (!slot) throw notFound(found.length, pending.size, gpa);
       pending.delete(slot.slot);
       known.delete(slot.slot);
       found.push(slot);
-      at = slot.gpa + slot.size;
+      this.#aim ??= slot.gpa;
+      gpa = pending.size > 0 ? this.#nextOccupied(slot.gpa + slot.size) : undefined;
     }
     return found;
   }
@@ -127,33 +131,42 @@ export class SlotOracle {
     return (readonly ? KVM_MEM.READONLY : 0) | (this.#logged.has(slot) ? KVM_MEM.LOG_DIRTY_PAGES : 0);
   }
 
-  /** Which guesses are right, each made at the address of the marker. */
-  #guess(guesses: readonly Found[]): boolean[] {
+  /** Which guesses are right, each made at an address of another slot. */
+  #guess(guesses: readonly Found[], aim = this.#aim): boolean[] {
     const { slot, gpa } = this.#marker;
-    const answers: boolean[] = [];
-    for (let i = 0; i < guesses.length; i += SERIES_LIMIT - 2) {
-      const some = guesses.slice(i, i + SERIES_LIMIT - 2);
-      const [made, ...rest] = this.#ask([
-        set(slot, 0, gpa, PAGE, MARKER_HVA),
-        ...some.map((guess) => set(guess.slot, this.#flagsOf(guess), gpa, guess.size, guess.hva)),
-        remove(slot),
-      ]);
-      const refused = rest.slice(0, -1).every((answer) => answer === EEXIST || answer === EINVAL);
-      if (made !== 0 || rest.at(-1) !== 0 || !refused) throw changing();
-      answers.push(...rest.slice(0, -1).map((answer) => answer === EEXIST));
+    const at = aim ?? gpa;
+    const around = aim === undefined ? [set(slot, 0, gpa, PAGE, MARKER_HVA), remove(slot)] : [];
+    const limit = SERIES_LIMIT - around.length;
+    const answers: number[] = [];
+    for (let i = 0; i < guesses.length; i += limit) {
+      const questions = guesses
+        .slice(i, i + limit)
+        .map((guess) => set(guess.slot, this.#flagsOf(guess), at, guess.size, guess.hva));
+      const [first, last] = around;
+      if (!first || !last) {
+        answers.push(...this.#ask(questions));
+        continue;
+      }
+      const [made, ...rest] = this.#ask([first, ...questions, last]);
+      if (made !== 0 || rest.pop() !== 0) throw changing();
+      answers.push(...rest);
     }
-    return answers;
+    if (answers.some((answer) => answer !== EEXIST && answer !== EINVAL)) throw changing();
+    return answers.map((answer) => answer === EEXIST);
   }
 
-  /** The numbers that are in use: a guess that is certainly wrong is not refused as such for the others. */
-  #usedSlots(): Set<number> {
+  /**
+   * The numbers that are in use: a guess that is certainly wrong is refused as such for those only. `occupied` is an
+   * address of any slot.
+   */
+  #usedSlots(occupied: number): Set<number> {
     const guesses = Array.from({ length: SEARCHED_SLOTS }, (_, slot) => ({
       slot,
       hva: MARKER_HVA,
       size: PAGE,
       readonly: false,
     }));
-    const unused = this.#guess(guesses);
+    const unused = this.#guess(guesses, occupied);
     return new Set(guesses.filter((_, i) => !unused[i]).map(({ slot }) => slot));
   }
 
