@@ -1,6 +1,6 @@
 import { styleText } from 'node:util';
 
-const COLOURS = process.stdout.isTTY && !process.env['NO_COLOR'];
+const COLOURS = process.stdout.isTTY && !process.env.NO_COLOR;
 
 function style(format: 'bold' | 'dim' | 'cyan' | 'green', text: string): string {
   return COLOURS ? styleText(format, text) : text;

@@ -19,6 +19,8 @@ export interface Context {
   readonly theme: Theme;
   /** The program and its arguments that follow `--`, for a command that runs one. */
   readonly program: readonly string[];
+  /** What may end a VM when this process is killed is allowed. */
+  readonly unsafe: boolean;
   readonly env: Readonly<Record<string, string | undefined>>;
   /** The description of every command. */
   commands(): Promise<readonly Command[]>;

@@ -129,6 +129,7 @@ class Execution {
       terminal: this.#stdout.terminal,
       theme,
       program: this.#invocation.program,
+      unsafe: settings.unsafe,
       env: process.env,
       commands: loadCommands,
       partial: (reason) => {

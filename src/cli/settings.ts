@@ -21,6 +21,10 @@ export const COMMON_OPTIONS = {
   quiet: flag('-q, --quiet', 'only the key of each row'),
   strict: flag('--strict', 'end with 7 when the result is not complete'),
   timeout: valueOption('--timeout <SECONDS>', 'end cleanly after that time, with 124', seconds('--timeout')),
+  unsafe: flag(
+    '--unsafe',
+    'on stock KVM, do also what may end a VM when kvmi is killed: see "Guest safety" in the documentation',
+  ),
   verbose: { ...flag('-v, --verbose', 'say more on standard error; -vv for details'), repeatable: true },
   logFormat: defaultOption(
     '--log-format <FORMAT>',

@@ -3,7 +3,7 @@ import { chmodSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync }
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
-import { type Gva, type Paging, type PhysicalMemory, readVirtual } from '../machine/index.ts';
+import type { Gva, PhysicalMemory } from '../machine/index.ts';
 import { LAYOUT, type StructLayout } from './layout.ts';
 import { SymbolTable } from './symbols.ts';
 import { type Walk, wait } from './walk.ts';
@@ -30,7 +30,8 @@ export interface CachedKernel {
 /** Where the running kernel is. */
 export interface CachePlace {
   readonly memory: PhysicalMemory;
-  readonly paging: Paging;
+  /** Guest-physical minus virtual address of the image, which is in one piece. */
+  readonly imageDelta: bigint;
   readonly kernelOffset: bigint;
 }
 
@@ -96,7 +97,7 @@ function readFile(path: string): Buffer | undefined {
 function* readSource(place: CachePlace, address: Gva, size: number): Walk<Buffer | undefined> {
   if (!(size > 0 && size <= MAX_SOURCE)) return undefined;
   const into = Buffer.allocUnsafeSlow(size);
-  return (yield* wait(readVirtual(place.memory, place.paging, address, into))) ? into : undefined;
+  return (yield* wait(place.memory.read(Number(address + place.imageDelta), into))) ? into : undefined;
 }
 
 /** BLAKE2b: the guest must not be able to make two sources with one digest. */

@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { cpuTime } from '../../test/kit/cpu-time.ts';
 import { assertIsf } from '../../test/kit/isf-rules.ts';
 import { SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
 import { sectionsOf } from './elf-file.ts';
@@ -69,16 +70,49 @@ describe('what is made from a guest for other tools', () => {
   });
 
   test('the ELF file has each symbol at its address', () => {
-    const file = Buffer.from(symbolsElf(linux));
+    const modules = [
+      { name: 'second', address: 0xffff_ffff_c000_2000n, type: 't', module: 'm' },
+      { name: 'first', address: 0xffff_ffff_c000_1000n, type: 'T', module: 'm' },
+      { name: 'undefined', address: 0n, type: 'U', module: 'm' },
+    ];
+    const file = Buffer.from(symbolsElf(linux, modules));
     const sections = sectionsOf(file);
     const table = sections.find(({ name }) => name === '.symtab')!.content!;
     const strings = sections.find(({ name }) => name === '.strtab')!.content!;
-    assert.equal(table.length / 24, linux.symbols.size + 1);
+    const entry = (index: number) => {
+      const name = table.readUInt32LE(24 * index);
+      return {
+        name: strings.toString('latin1', name, strings.indexOf(0, name)),
+        address: table.readBigUInt64LE(24 * index + 8),
+        size: table.readBigUInt64LE(24 * index + 16),
+      };
+    };
+    assert.equal(table.length / 24, linux.symbols.size + 3);
     for (const index of [1, 500, linux.symbols.size]) {
-      const at = table.readUInt32LE(24 * index);
-      const name = strings.toString('latin1', at, strings.indexOf(0, at));
-      assert.equal(table.readBigUInt64LE(24 * index + 8), linux.symbols.at(index - 1).address);
-      assert.equal(name, linux.symbols.at(index - 1).name);
+      const { name, address } = linux.symbols.at(index - 1);
+      assert.deepEqual([entry(index).name, entry(index).address], [name, address]);
     }
+    assert.deepEqual(entry(linux.symbols.size + 1), {
+      name: 'first',
+      address: 0xffff_ffff_c000_1000n,
+      size: 0x1000n,
+    });
+    assert.equal(entry(linux.symbols.size + 2).name, 'second');
+    assert.deepEqual(
+      sections.map(({ name }) => name).filter((name) => name === '.text' || name === '.modules'),
+      ['.text', '.modules'],
+    );
+  });
+
+  test('a kernel that says that all of its symbols are at one place is written soon', () => {
+    const modules = Array.from({ length: 200_000 }, (_, i) => ({
+      name: `s${i}`,
+      address: 0xffff_ffff_c000_0000n,
+      type: 't',
+      module: 'm',
+    }));
+    const start = cpuTime();
+    symbolsElf(linux, modules);
+    assert.ok(cpuTime() - start < 5000);
   });
 });

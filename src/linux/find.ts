@@ -5,7 +5,6 @@ import {
   leafMappings,
   type Paging,
   type PhysicalMemory,
-  readVirtual,
   translate,
 } from '../machine/index.ts';
 import { loadCached, type Source } from './cache.ts';
@@ -87,12 +86,13 @@ function* fromVmcoreinfo(
   const cacheKey = buildId ?? `release ${info.release}`;
   const common = { paging, buildId, imageDelta, how: 'VMCOREINFO', kernelOffset, cacheKey } as const;
   if (hints.cacheDirectory !== undefined) {
-    const cached = yield* loadCached(hints.cacheDirectory, cacheKey, { memory, paging, kernelOffset });
+    const cached = yield* loadCached(hints.cacheDirectory, cacheKey, { memory, imageDelta, kernelOffset });
     const banner = cached && (yield* readBanner(memory, cached.symbols, imageDelta));
     if (banner !== undefined && banner === cached!.banner) return { ...common, ...cached!, sources: [] };
   }
   const decoded =
-    (yield* listedSymbols(memory, paging, info)) ?? (yield* searchImage(memory, paging, info, imageDelta));
+    (yield* listedSymbols(memory, info, imageDelta)) ??
+    (yield* searchImage(memory, paging, info, imageDelta));
   const banner = decoded && (yield* readBanner(memory, decoded.symbols, imageDelta));
   return banner === undefined ? undefined : { ...common, ...decoded!, banner, layouts: undefined };
 }
@@ -106,7 +106,11 @@ function* maps(memory: PhysicalMemory, paging: Paging, gva: Gva, delta: bigint):
 }
 
 /** The tables that VMCOREINFO lists since Linux 6.0. */
-function* listedSymbols(memory: PhysicalMemory, paging: Paging, info: Vmcoreinfo): Walk<Decoded | undefined> {
+function* listedSymbols(
+  memory: PhysicalMemory,
+  info: Vmcoreinfo,
+  imageDelta: bigint,
+): Walk<Decoded | undefined> {
   const [names, number, tokens, index, offsets] = [
     'kallsyms_names',
     'kallsyms_num_syms',
@@ -118,7 +122,7 @@ function* listedSymbols(memory: PhysicalMemory, paging: Paging, info: Vmcoreinfo
   const read = function* (gva: Gva, size: number): Walk<Buffer | undefined> {
     if (size <= 0 || size > MAX_IMAGE) return undefined;
     const into = Buffer.allocUnsafeSlow(size);
-    return (yield* wait(readVirtual(memory, paging, gva, into))) ? into : undefined;
+    return (yield* wait(memory.read(Number(gva + imageDelta), into))) ? into : undefined;
   };
   const count = (yield* read(number, 4))?.readUInt32LE(0) ?? 0;
   const baseSymbol = info.symbol('kallsyms_relative_base');

@@ -242,9 +242,9 @@ function* withTypes(
 }
 
 function* keep(memory: PhysicalMemory, found: FoundKernel, layouts: Layouts, directory: string): Walk<void> {
-  const { cacheKey, kernelOffset, paging, symbols, banner } = found;
+  const { cacheKey, kernelOffset, imageDelta, symbols, banner } = found;
   if (cacheKey === undefined || kernelOffset === undefined) return;
-  const place = { memory, paging, kernelOffset };
+  const place = { memory, imageDelta, kernelOffset };
   const sources = [...found.sources, btfOf(found)];
   yield* storeCached(directory, cacheKey, place, { symbols, layouts: layouts.all(), banner }, sources);
 }

@@ -16,7 +16,8 @@ export interface HardwareBreakpoints {
    * Stops every vCPU, those that are created later included, before it executes the instruction at a linear address.
    * The machine has to be attached, and takes them back when it is detached. Returns what takes this one back.
    *
-   * @throws KvmiError with code E_NO_MEMORY when there are `count` already, E_BUSY when there is one at the address.
+   * @throws KvmiError with code E_NO_MEMORY when there are `count` already, E_BUSY when there is one at the address,
+   * E_UNSUPPORTED when the VM could be harmed by it.
    */
-  set(address: Gva, hit: HardwareBreakpointHandler): () => void;
+  set(address: Gva, hit: HardwareBreakpointHandler): Awaitable<() => void>;
 }

@@ -65,7 +65,7 @@ function sectionStart(page: string, driver: string): number {
  * on another: such a driver has the host's kind in its name, and the page shows the kinds that somebody has run.
  */
 export function isDocumented(driver: string): boolean {
-  return Boolean(process.env['KVMI_UPDATE_DOCS']) || sectionStart(readFileSync(PAGE, 'utf8'), driver) >= 0;
+  return Boolean(process.env.KVMI_UPDATE_DOCS) || sectionStart(readFileSync(PAGE, 'utf8'), driver) >= 0;
 }
 
 /** What a run of the suite has seen work: commands that succeeded, events that arrived. */
@@ -136,7 +136,7 @@ ${[...events]
     const next = page.indexOf('\n## ', start + 1);
     const end = next < 0 ? page.length : next + 1;
     const section = this.section();
-    if (process.env['KVMI_UPDATE_DOCS']) {
+    if (process.env.KVMI_UPDATE_DOCS) {
       const before = start < 0 ? `${page.trimEnd()}\n\n` : page.slice(0, start);
       const after = start < 0 ? '' : page.slice(end);
       writeFileSync(PAGE, `${before}${section}${after && `\n${after.trimStart()}`}`);

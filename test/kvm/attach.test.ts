@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { getU32 } from '../../src/abi/bytes.ts';
 import { decodeState, getRegister, STATE_SIZE } from '../../src/abi/index.ts';
+import { deferred } from '../../src/awaitable.ts';
 import { attachKvm, findKvmMachines, type KvmMachine } from '../../src/drivers/kvm/index.ts';
+import { descriptorTarget } from '../../src/drivers/kvm/proc.ts';
 import type { KvmVcpu } from '../../src/drivers/kvm/vcpu.ts';
 import { ACCESS, type Answer, CONTINUE, type MachineHandler, type Stop } from '../../src/machine/index.ts';
 import { missing, type Qemu, startQemu, temporaryFolder, until } from './kit.ts';
@@ -168,16 +170,15 @@ describe('attach to a QEMU with -accel kvm', { skip: skip ?? false }, () => {
   it('stops at hardware breakpoints, once in each round', async () => {
     const counters: number[] = [];
     const state = new Uint8Array(STATE_SIZE);
-    await new Promise<void>((resolve) => {
-      const remove = machine.hardwareBreakpoints.set(BREAKPOINT, (held) => {
-        if (counters.length === 20) return;
-        counters.push(word(COUNTER));
-        held.readState(state);
-        if (counters.length < 20) return;
-        remove();
-        resolve();
-      });
+    const enough = deferred<void>();
+    const remove = await machine.hardwareBreakpoints.set(BREAKPOINT, (held) => {
+      if (counters.length === 20) return;
+      counters.push(word(COUNTER));
+      held.readState(state);
+      if (counters.length === 20) enough.resolve();
     });
+    await enough.promise;
+    remove();
     assert.equal(decodeState(state).sregs.cs.base + getRegister(state, 'rip'), BREAKPOINT);
     const first = counters[0]!;
     assert.deepEqual(
@@ -186,12 +187,14 @@ describe('attach to a QEMU with -accel kvm', { skip: skip ?? false }, () => {
     );
   });
 
-  it('has four hardware breakpoints', () => {
-    const removals = [1n, 2n, 3n, 4n].map((address) => machine.hardwareBreakpoints.set(address, () => {}));
-    assert.throws(() => machine.hardwareBreakpoints.set(5n, () => {}), { code: 'E_NO_MEMORY' });
-    removals[0]!();
-    assert.throws(() => machine.hardwareBreakpoints.set(2n, () => {}), { code: 'E_BUSY' });
-    machine.hardwareBreakpoints.set(5n, () => {});
+  it('has four hardware breakpoints', async () => {
+    const { hardwareBreakpoints } = machine;
+    const set = async (address: bigint) => hardwareBreakpoints.set(address, () => {});
+    const [removeFirst] = await Promise.all([1n, 2n, 3n, 4n].map(set));
+    await assert.rejects(set(5n), { code: 'E_NO_MEMORY' });
+    removeFirst!();
+    await assert.rejects(set(2n), { code: 'E_BUSY' });
+    await set(5n);
   });
 
   it('reports writes to a page, and lets its own writes through', async () => {
@@ -265,6 +268,12 @@ describe('coming and going', { skip: skip ?? false }, () => {
       assert.equal(handler.failure, undefined);
       await machine.close();
     }
+    const descriptors = readdirSync('/proc/self/fd').map((fd) => descriptorTarget(process.pid, Number(fd)));
+    assert.deepEqual(
+      descriptors.filter((target) => target?.includes('kvm')),
+      [],
+      'no descriptor of the VM is held',
+    );
     const maps = readFileSync(`/proc/${qemu.pid}/maps`, 'latin1');
     assert.doesNotMatch(maps, /memfd/, 'the agent was removed');
     qemu.kill();

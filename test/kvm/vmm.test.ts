@@ -183,6 +183,14 @@ describe('what a VMM does while its VM is attached', { skip: missing('gcc', 'obj
     );
   });
 
+  it('has seccomp filters: breakpoints are refused', async () => {
+    await run({ filter: true });
+    await assert.rejects(
+      async () => machine.hardwareBreakpoints.set(0x10080n, () => {}),
+      /singlestep is not available: a seccomp filter of the VMM/,
+    );
+  });
+
   it('has seccomp filters: with `unsafe` events are reported, and the filters are in force afterwards', async () => {
     await run({ filter: true }, true);
     machine.arm({ kind: 'singlestep', vcpu: machine.vcpus[0]! });

@@ -40,7 +40,7 @@ function hitRow(vcpu: number, register: (name: (typeof GENERAL_NAMES)[number]) =
 type Report = (row: Row) => Awaitable<void>;
 
 /** A breakpoint of the processor: the guest's memory stays as it is. */
-function setHardware(breakpoints: HardwareBreakpoints, gva: Gva, report: Report): () => void {
+function setHardware(breakpoints: HardwareBreakpoints, gva: Gva, report: Report): Awaitable<() => void> {
   return breakpoints.set(gva, (vcpu) => {
     const state = new Uint8Array(STATE_SIZE);
     return then(vcpu.readState(state), () => report(hitRow(vcpu.index, (name) => getRegister(state, name))));
@@ -141,7 +141,7 @@ export const breakCommand = command({
         return room;
       };
       const remove = hardwareBreakpoints
-        ? setHardware(hardwareBreakpoints, gva, report)
+        ? await setHardware(hardwareBreakpoints, gva, report)
         : await setSoftware(guest, gva, vcpu, report);
       context.log.info(`waiting at 0x${gva.toString(16)}; Ctrl-C ends`);
       try {

@@ -74,8 +74,10 @@ export const symbols = command({
     return withLinux(context, vm, options, async function* (linux) {
       if (elf !== undefined) {
         const { symbolsElf } = await import('../../linux/index.ts');
-        writeNewFile(elf, symbolsElf(linux));
-        context.log.note(`${linux.symbols.size} symbols of ${linux.kernel.release} written to ${elf}`);
+        const modules = await ofModules(context, linux.moduleSymbols());
+        writeNewFile(elf, symbolsElf(linux, modules));
+        const count = linux.symbols.size + modules.length;
+        context.log.note(`${count} symbols of ${linux.kernel.release} written to ${elf}`);
       } else if (wanted !== undefined) {
         yield* found(context, linux, wanted);
       } else {

@@ -28,9 +28,9 @@ export const KVM_TARGET: TargetKind = {
   syntax: 'PID[:FD]',
   about:
     'a VM on /dev/kvm by the process of its VMM, whatever that is; FD is one of its VMs, when it has several',
-  async open(rest): Promise<Machine> {
+  async open(rest, { unsafe }): Promise<Machine> {
     const vm = fields(rest);
     const { attachKvm } = await import('../../drivers/kvm/index.ts');
-    return attachKvm(vm);
+    return attachKvm({ ...vm, unsafe });
   },
 };

@@ -21,9 +21,20 @@
 .set VM_FD, 440+136
 .set SWITCH_FD, 440+140
 .set MSR_WRITE, 600
+.set GRACE, 624
 .set FILTER_ON, 3072
 .set FILTER_OFF, 3464
 .set CALLS, 1024
+# Nobody traces any more. While there are breakpoints in guest memory the guard gets the time to take them out.
+.macro await_guard
+  cmp qword ptr [rbx+GRACE+8], 0
+  je 1f
+  lea rdi, [rbx+GRACE]
+  xor esi, esi
+  mov eax, 35                    # nanosleep
+  syscall
+1:
+.endm
 .text
 # +0: arm, then enter the guest until there is something to tell. SWITCH_FD is the VM when the MSR filter is to be on
 # only inside the agent (there is one vCPU), else negative; VM_FD is negative when there is no filter.
@@ -104,6 +115,7 @@ filtered:
   je again
   cmp eax, 2
   je run
+  await_guard
   mov rax, [rbx+RESULT]          # the system call of the VMM has this result
   mov [rbx+REGS+80], rax
   add qword ptr [rbx+REGS+128], 2
@@ -127,6 +139,7 @@ next:
   jnz next
   jmp event
 abandoned:
+  await_guard
   cmp dword ptr [rbx+VCPU_FD], 0
   js restore
   mov rcx, [rbx+RUN_PAGE]

@@ -15,11 +15,12 @@ export interface AttachOptions {
   readonly unsafe?: boolean;
 }
 
-/** Whether things may be armed that can outlive this process when it is killed. */
+/** Whether things may be armed that can harm the VM when this process is killed. */
 export interface MachineSafety {
   /**
-   * MSR traps on a VM with several vCPUs. A guard process takes them back a few milliseconds after this one was killed;
-   * a VMM whose guest writes to a trapped MSR before that may fail (QEMU aborts). Default false: not available.
+   * MSR traps on a VM with several vCPUs: a guard process takes them back a few milliseconds after this one was killed;
+   * a VMM whose guest writes to a trapped MSR before that may fail (QEMU aborts). And events of a VMM with a seccomp
+   * filter that does not let its vCPU threads disarm: the kernel ends it then. Default false: not available.
    */
   readonly unsafe?: boolean;
 }
@@ -87,7 +88,9 @@ export function attachKvm({ pid, vm, unsafe = false }: AttachOptions): KvmMachin
   if (fd === undefined || !vms.includes(fd)) {
     throw new KvmiError(
       'E_NO_VM',
-      `process ${pid} has no VM${vm === undefined ? '' : ` with descriptor ${vm}`}`,
+      statusNumber(pid, 'Pid') === undefined
+        ? `there is no process ${pid}`
+        : `process ${pid} has no VM${vm === undefined ? '' : ` with descriptor ${vm}`}`,
       {
         hint: "kvmi list shows the VMs of this host. Other users' processes can only be seen by root.",
       },

@@ -11,16 +11,17 @@ export type Flavour = 'vmx' | 'svm' | 'pvm' | 'unknown';
 const NO_EXIT =
   'stock KVM handles it without leaving the guest to user space; set a breakpoint on the instruction, or single-step';
 
+const ONLY_WRITES =
+  'only writes are trapped: to trap reads or fetches the VMM would have to lose the page, for its own accesses as well';
+
 const ABSENT: { readonly [N in CapabilityName]?: string } = {
   cr: `control registers: ${NO_EXIT}`,
   xsetbv: `XSETBV: ${NO_EXIT}`,
   descriptor: `descriptor tables: ${NO_EXIT}`,
   hypercall: `hypercalls: ${NO_EXIT}`,
   'cpuid-event': `CPUID: ${NO_EXIT}`,
-  'page-read':
-    'taking a page away from the VMM cannot be undone safely when this process is killed; only writes are trapped',
-  'page-execute':
-    'taking a page away from the VMM cannot be undone safely when this process is killed; only writes are trapped',
+  'page-read': ONLY_WRITES,
+  'page-execute': ONLY_WRITES,
   views: 'stock KVM has one view of guest memory',
   'sub-page': 'stock KVM does not expose sub-page permissions',
   'virtualization-exception': 'stock KVM does not expose it',
@@ -41,3 +42,18 @@ export function kvmCapabilities(flavour: Flavour): Capabilities {
     Support
   >;
 }
+
+/** With several vCPUs the filter of MSRs cannot be off whenever one of them is in its VMM. */
+export const UNSAFE_MSR =
+  'with several vCPUs a trapped MSR can harm the VMM for some milliseconds when this process is killed; allow it with the option unsafe (--unsafe)';
+
+const CONFINED =
+  'a seccomp filter of the VMM forbids what has to be done in it when this process is killed: the VMM would be killed, too; allow it with the option unsafe (--unsafe)';
+
+/** What is not available, unless it is allowed, when a VMM confines the threads of its vCPUs. */
+export const UNSAFE_WHEN_CONFINED: { readonly [N in CapabilityName]?: string } = {
+  singlestep: CONFINED,
+  breakpoint: CONFINED,
+  msr: CONFINED,
+  'page-write': CONFINED,
+};

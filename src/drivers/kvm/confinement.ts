@@ -60,14 +60,22 @@ function filtersOf(tid: number): Uint8Array[] | undefined {
 
 const ENOENT = 2;
 
+/** Whether a thread of a program under `kvmi run` has no filters but that one and those that this process has, too. */
+function hasOnlyOurs(tid: number): boolean {
+  const own = statusNumber(process.pid, 'Seccomp_filters');
+  return own !== undefined && statusNumber(tid, 'Seccomp_filters') === own + 1;
+}
+
 /**
  * Whether the VMM forbids a thread what the agent has to do there when it is left alone: the kernel would kill the VMM
- * for it. While the thread is traced its filters can be lifted, and only so long. `unknown` is the answer where the kernel
- * does not show them, which takes CAP_SYS_ADMIN.
+ * for it. While the thread is traced its filters can be lifted, and only so long.
+ *
+ * @param underRun the VMM runs under `kvmi run` of this process.
  */
-export function isConfined(tracee: Tracee, unknown: boolean): boolean {
+export function isConfined(tracee: Tracee, underRun: boolean): boolean {
   if (statusNumber(tracee.tid, 'Seccomp') !== SECCOMP.MODE_FILTER) return false;
+  if (underRun && hasOnlyOurs(tracee.tid)) return false;
   const filters = filtersOf(tracee.tid);
-  if (!filters) return unknown;
+  if (!filters) return true;
   return lastCalls(tracee.tid).some((call) => filters.some((filter) => !allowed(filter, call)));
 }

@@ -1,12 +1,11 @@
 import { KvmiError } from '../../error.ts';
-import type { Gva, HardwareBreakpointHandler, HardwareBreakpoints } from '../../machine/index.ts';
+import type { Gva, HardwareBreakpointHandler } from '../../machine/index.ts';
 
 /** DR0 to DR3 (Intel SDM vol. 3, 18.2). */
-const COUNT = 4;
+export const DEBUG_REGISTERS = 4;
 
 /** The breakpoints of a VM's vCPUs by KVM_SET_GUEST_DEBUG, the same on all of them. */
-export class DebugRegisters implements HardwareBreakpoints {
-  readonly count = COUNT;
+export class DebugRegisters {
   readonly #handlers = new Map<Gva, HardwareBreakpointHandler>();
   readonly #apply: (addresses: readonly Gva[]) => void;
 
@@ -28,8 +27,11 @@ export class DebugRegisters implements HardwareBreakpoints {
     if (this.#handlers.has(address)) {
       throw new KvmiError('E_BUSY', `there is a breakpoint at 0x${address.toString(16)} already`);
     }
-    if (this.#handlers.size >= COUNT) {
-      throw new KvmiError('E_NO_MEMORY', `a vCPU has ${COUNT} hardware breakpoints, and all of them are set`);
+    if (this.#handlers.size >= DEBUG_REGISTERS) {
+      throw new KvmiError(
+        'E_NO_MEMORY',
+        `a vCPU has ${DEBUG_REGISTERS} hardware breakpoints, and all of them are set`,
+      );
     }
     this.#apply([...this.#handlers.keys(), address]);
     this.#handlers.set(address, hit);

@@ -1,15 +1,18 @@
 import { POLL, SYS } from '../../abi/linux.ts';
 import { machineOf } from './attach.ts';
+import { undoJournal } from './journal.ts';
 import { check, libc } from './libc.ts';
 import { pump } from './pump.ts';
 import { VmFile } from './vm-file.ts';
 
 /*
- * node guard-main.js TRACER VMM DESCRIPTOR
+ * node guard-main.js TRACER VMM DESCRIPTOR, with the tracer's journal as descriptor 3
  *
- * Waits for the tracer's end and then removes the MSR filter that it has set on a VM: the only thing it arms that
- * neither the kernel nor the agent in the VMM takes back by itself.
+ * Waits for the tracer's end and then takes back what the journal names: breakpoints in guest memory, and the VM's MSR
+ * filter. Everything else that the tracer arms is taken back by the kernel or the agent in the VMM.
  */
+
+const JOURNAL = 3;
 
 const [tracer, pid, vm] = process.argv.slice(2).map(Number) as [number, number, number];
 const machine = machineOf(new VmFile(pid, vm), { unsafe: true, liftFilters: true });
@@ -18,6 +21,7 @@ machine.prepare();
 const pidfd = check(Number(libc().syscall(SYS.pidfd_open, tracer, 0, 0, 0, 0, 0)), 'pidfd_open');
 const watch = pump.watch(pidfd, POLL.IN, () => {
   watch.stop();
+  if (!undoJournal(JOURNAL, machine.vmm.memory)) process.exit();
   void machine.clearMsrFilter().then(() => process.exit());
 });
 process.stdout.write('ready\n');

@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { KvmiError } from '../../error.ts';
+import type { Journal } from './journal.ts';
 
 const scriptPath = (name: string): string => fileURLToPath(new URL(`./${name}.js`, import.meta.url));
 const START_TIMEOUT_MS = 10_000;
@@ -13,9 +14,9 @@ export class Guard {
     this.#process = child;
   }
 
-  /** One that removes the MSR filter of a VM: guard-main. It is ready when the promise resolves. */
-  static start(pid: number, vmFd: number): Promise<Guard> {
-    return Guard.#spawn('guard-main', [pid, vmFd]);
+  /** One that takes back what the journal of a VM names: guard-main. It is ready when the promise resolves. */
+  static start(pid: number, vmFd: number, journal: Journal): Promise<Guard> {
+    return Guard.#spawn('guard-main', [pid, vmFd], journal.fd);
   }
 
   /** One that goes on answering a seccomp listener: listener-guard-main. */

@@ -17,6 +17,9 @@ export interface DebugRequest {
 const DR7_FIXED = 0x400n;
 const DR7_ENABLE = (index: number): bigint => 2n << BigInt(2 * index);
 
+/** Several times what the guard takes to react and to put the bytes of breakpoints back. */
+const GRACE_NS = 20_000_000n;
+
 /** Writes what the agent arms (KVM_SET_GUEST_DEBUG) and which exits it reports into a slot. */
 export function putDebugRequest(slot: Uint8Array, request: DebugRequest, msrs: boolean): void {
   const hardware = request.stepOver ? [] : request.hardware;
@@ -33,6 +36,7 @@ export function putDebugRequest(slot: Uint8Array, request: DebugRequest, msrs: b
   if (control !== 0) mask |= 1n << BigInt(KVM_EXIT.DEBUG);
   if (msrs) mask |= 1n << BigInt(KVM_EXIT.X86_WRMSR);
   putU64(slot, SLOT.exitMask, mask);
+  putU64(slot, SLOT.grace + 8, request.software ? GRACE_NS : 0n);
 }
 
 /** Bits of DR6. */

@@ -6,7 +6,7 @@ import type { ProcessMemory } from './process-memory.ts';
 const REFRESH_INTERVAL_MS = 50;
 
 /** Called before bytes of the VMM are written from outside; returns what is done afterwards. */
-export type BeforeWrite = (hva: number, size: number) => (() => void) | undefined;
+export type BeforeWrite = (hva: number, bytes: Uint8Array) => (() => void) | undefined;
 
 /** Guest memory as its VMM has it mapped, read through /proc/PID/mem. */
 export class VmmMemory implements PhysicalMemory {
@@ -44,7 +44,7 @@ export class VmmMemory implements PhysicalMemory {
     return {
       read: (offset: number, into: Uint8Array) => this.#memory.read(hva + offset, into),
       write: (offset: number, from: Uint8Array) => {
-        const after = this.#beforeWrite(hva + offset, from.length);
+        const after = this.#beforeWrite(hva + offset, from);
         const written = this.#memory.write(hva + offset, from);
         after?.();
         return written;

@@ -36,8 +36,9 @@ export class VmFile {
     return sameFile(process.pid, this.held, pid, fd);
   }
 
-  /** The number that the owner has for it now; undefined when it has closed it or is gone. */
+  /** The number that the owner has for it now; undefined when it has closed it or is gone, and after `release`. */
   ownersDescriptor(): number | undefined {
+    if (this.#released) return undefined;
     return kvmDescriptors(this.pid).vms.find((fd) => this.is(this.pid, fd));
   }
 

@@ -81,9 +81,8 @@ export function partialPath(file: string): string {
  *
  * The file is called `FILE.partial` until it is whole. A dump that was interrupted, in whatever way, is gone on with
  * where it was. Beside the file stands `FILE.checksums`, with which {@link verifyDump} finds damage. Throws a KvmiError
- * with code E_OUTPUT_FILE when the file cannot be written, is there already, is begun with something else or
- * being written by another process,
- * E_DUMP_COMPRESSION when it cannot be packed, E_ABORTED when `signal` ended it.
+ * with code E_OUTPUT_FILE when the file cannot be written, is there already, is begun with something else or is being
+ * written by another process, E_DUMP_COMPRESSION when it cannot be packed, E_ABORTED when `signal` ended it.
  */
 export async function dumpMemory(
   machine: DumpSubject,

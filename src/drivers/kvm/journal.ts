@@ -1,0 +1,107 @@
+import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { getU64Number, putU64 } from '../../abi/bytes.ts';
+import type { ProcessMemory } from './process-memory.ts';
+
+const INT3 = 0xcc;
+/** A number that is not 0 while the MSR filter of the VM is set. */
+const HEADER_SIZE = 16;
+/** Address in the VMM (0: free) and the byte that was there. */
+const RECORD_SIZE = 16;
+/** Far more than anybody sets; a damaged file is not read for ever. */
+const MAX_RECORDS = 65_536;
+
+/** A file without a name that a process and its guard share. */
+export function openJournal(): number {
+  const folder = mkdtempSync(join(tmpdir(), 'kvmi-journal-'));
+  try {
+    return openSync(join(folder, 'journal'), 'wx+', 0o600);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+/** What has to be taken back when this process is killed, written down before it is done. */
+export class Journal {
+  readonly fd = openJournal();
+  readonly #records = new Map<number, { readonly index: number; readonly original: number }>();
+  readonly #free: number[] = [];
+  #count = 0;
+
+  constructor() {
+    this.msrFilter = false;
+  }
+
+  /** Whether the MSR filter of the VM is set, or about to be. */
+  set msrFilter(set: boolean) {
+    const header = new Uint8Array(HEADER_SIZE);
+    header[0] = Number(set);
+    writeSync(this.fd, header, 0, HEADER_SIZE, 0);
+  }
+
+  /** Called before bytes are written to guest memory; what is returned, after it. Single int3 are breakpoints. */
+  beforeWrite(hva: number, bytes: Uint8Array, memory: ProcessMemory): (() => void) | undefined {
+    if (bytes.length === 1 && bytes[0] === INT3) {
+      this.#note(hva, memory);
+      return undefined;
+    }
+    if (this.#records.size === 0) return undefined;
+    const over = [...this.#records.keys()].filter((each) => each >= hva && each < hva + bytes.length);
+    if (over.length === 0) return undefined;
+    return () => {
+      for (const each of over) this.#drop(each);
+    };
+  }
+
+  #note(hva: number, memory: ProcessMemory): void {
+    const original = new Uint8Array(1);
+    if (this.#records.has(hva) || !memory.read(hva, original) || original[0] === INT3) return;
+    const index = this.#free.pop() ?? this.#count++;
+    this.#records.set(hva, { index, original: original[0]! });
+    this.#put(index, hva, original[0]!);
+  }
+
+  #drop(hva: number): void {
+    const { index } = this.#records.get(hva)!;
+    this.#records.delete(hva);
+    this.#free.push(index);
+    this.#put(index, 0, 0);
+  }
+
+  #put(index: number, hva: number, original: number): void {
+    const record = new Uint8Array(RECORD_SIZE);
+    putU64(record, 0, BigInt(hva));
+    record[8] = original;
+    writeSync(this.fd, record, 0, RECORD_SIZE, HEADER_SIZE + index * RECORD_SIZE);
+  }
+
+  /** Takes every int3 out of guest memory that is still in it. */
+  restore(memory: ProcessMemory): void {
+    for (const [hva, { original }] of this.#records) restoreByte(memory, hva, original);
+    for (const hva of [...this.#records.keys()]) this.#drop(hva);
+  }
+
+  close(): void {
+    closeSync(this.fd);
+  }
+}
+
+/** Only where the int3 still is: what the guest has written there meanwhile is the guest's. */
+function restoreByte(memory: ProcessMemory, hva: number, original: number): void {
+  const now = new Uint8Array(1);
+  if (memory.read(hva, now) && now[0] === INT3) memory.write(hva, Uint8Array.of(original));
+}
+
+/** For the guard: takes out what the journal of a killed process names. Returns whether the MSR filter was set. */
+export function undoJournal(fd: number, memory: ProcessMemory): boolean {
+  const header = new Uint8Array(HEADER_SIZE);
+  readSync(fd, header, 0, HEADER_SIZE, 0);
+  const record = new Uint8Array(RECORD_SIZE);
+  for (let i = 0; i < MAX_RECORDS; i++) {
+    if (readSync(fd, record, 0, RECORD_SIZE, HEADER_SIZE + i * RECORD_SIZE) < RECORD_SIZE) break;
+    const hva = getU64Number(record, 0);
+    if (hva !== 0) restoreByte(memory, hva, record[8]!);
+  }
+  return header[0] !== 0;
+}
