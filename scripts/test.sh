@@ -3,7 +3,7 @@
 set -e
 cd "$(dirname "$0")/.."
 scripts/build.sh
-scripts/install-debian-packages.sh qemu-system-x86 busybox-static cpio gcc libc6-dev binutils gdb libunicorn2 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
+scripts/install-debian-packages.sh qemu-system-x86 busybox-static cpio gcc libc6-dev binutils gdb zstd makedumpfile libunicorn2 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
 npm run --silent lint
 # shellcheck disable=SC2046 — one word a file
 exec node --enable-source-maps --test --test-timeout=900000 --test-reporter="${KVMI_TEST_REPORTER:-spec}" $(find dist/src dist/test -name '*.test.js' | sort)

@@ -1,10 +1,21 @@
 import assert from 'node:assert/strict';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
-import { Linux } from './index.ts';
+import { Linux, type Progress } from './index.ts';
+
+const PLACES = 'vmcoreinfo-places.json';
 
 describe('the cache of kernels', () => {
   let parent: string;
@@ -27,7 +38,7 @@ describe('the cache of kernels', () => {
   test('keeps what was decoded, for the owner only', async () => {
     const guest = new SyntheticLinux();
     const expected = await pids(guest);
-    assert.deepEqual(readdirSync(cache), ['00112233445566778899aabbccddeeff00112233.kernel']);
+    assert.deepEqual(readdirSync(cache), ['00112233445566778899aabbccddeeff00112233.kernel', PLACES]);
     assert.equal(statSync(file()).mode & 0o777, 0o600);
     assert.equal(statSync(cache).mode & 0o777, 0o700);
     const before = statSync(file()).mtimeMs;
@@ -75,5 +86,35 @@ describe('the cache of kernels', () => {
     writeFileSync(cache, 'a file, no directory');
     assert.deepEqual(await pids(new SyntheticLinux()), [1, 2, 3, 4, 5]);
     assert.equal(existsSync(cache), true);
+  });
+
+  test('remembers where VMCOREINFO was: it is not searched for again', async () => {
+    const guest = new SyntheticLinux();
+    await pids(guest);
+    const steps: Progress[] = [];
+    const onProgress = (progress: Progress) => void steps.push(progress);
+    await Linux.find(guest.memory, { cache, onProgress });
+    assert.deepEqual(steps, []);
+    // After the next boot it is elsewhere; what the memory of the former place holds now is not taken for it.
+    const moved = new SyntheticLinux();
+    const at = moved.bytes.indexOf('OSRELEASE=');
+    moved.bytes.copy(moved.bytes, moved.bytes.length - 4096, at, at + 4096);
+    moved.bytes.write('OSRELEASE=6.9.0-forged\n\0', at);
+    assert.deepEqual(await pids(moved), [1, 2, 3, 4, 5]);
+    assert.deepEqual(JSON.parse(readFileSync(join(cache, PLACES), 'utf8')), [moved.bytes.length - 4096, at]);
+  });
+
+  test('with remembered places that are none', async () => {
+    for (const content of [
+      '',
+      '{}',
+      '[null, -1, 1.5, "0x1000", 9007199254740993, 4097, 1e300]',
+      '[['.repeat(9999),
+    ]) {
+      rmSync(cache, { recursive: true, force: true });
+      mkdirSync(cache);
+      writeFileSync(join(cache, PLACES), content);
+      assert.deepEqual(await pids(new SyntheticLinux()), [1, 2, 3, 4, 5], content.slice(0, 40));
+    }
   });
 });

@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto';
-import { chmodSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import type { Gva, PhysicalMemory } from '../machine/index.ts';
+import { keepFile } from './keep-file.ts';
 import { LAYOUT, type StructLayout } from './layout.ts';
 import { SymbolTable } from './symbols.ts';
 import { type Walk, wait } from './walk.ts';
@@ -134,29 +135,7 @@ export function* storeCached(
     if (bytes === undefined || address < IMAGE_MAP || address >= IMAGE_MAP_END) return false;
     kept.push({ address: String(address - place.kernelOffset), size, digest: digestOf(bytes) });
   }
-  return writeFile(directory, fileFor(directory, key), serialize(kernel, kept, place.kernelOffset));
-}
-
-function writeFile(directory: string, file: string, content: Buffer): boolean {
-  const fresh = `${file}.${process.pid}`;
-  try {
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
-    writeFileSync(fresh, content, { mode: 0o600, flag: 'wx' });
-    chmodSync(fresh, 0o600);
-    renameSync(fresh, file);
-    return true;
-  } catch {
-    discard(fresh);
-    return false;
-  }
-}
-
-function discard(file: string): void {
-  try {
-    rmSync(file, { force: true });
-  } catch {
-    // There is no such directory, or it belongs to somebody else: then nothing was written either.
-  }
+  return keepFile(directory, fileFor(directory, key), serialize(kernel, kept, place.kernelOffset));
 }
 
 function serialize(kernel: CachedKernel, sources: Header['sources'], kernelOffset: bigint): Buffer {

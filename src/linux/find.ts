@@ -11,6 +11,7 @@ import { loadCached, type Source } from './cache.ts';
 import { decodeKallsyms, type KallsymsTables } from './kallsyms.ts';
 import { findTokenTables, MAX_TOKEN_TABLE, tablesAround } from './kallsyms-search.ts';
 import { type StructLayout, SYMBOL_NAMES } from './layout.ts';
+import { rememberedPlaces, rememberPlace } from './places.ts';
 import { type OnProgress, type Range, ramOf, scan } from './scan.ts';
 import type { SymbolTable } from './symbols.ts';
 import { textOf } from './text.ts';
@@ -55,18 +56,26 @@ const BANNER = 'Linux version ';
 
 /** Looks for a running kernel: by VMCOREINFO, then by the token table of its symbols. */
 export function* findKernel(memory: PhysicalMemory, hints: FindHints): Walk<FoundKernel> {
-  const accept = (info: Vmcoreinfo) => fromVmcoreinfo(memory, info, hints);
   if (hints.vmcoreinfo !== undefined) {
-    const found = yield* accept(new Vmcoreinfo(hints.vmcoreinfo));
+    const found = yield* fromVmcoreinfo(memory, new Vmcoreinfo(hints.vmcoreinfo), hints);
     if (found !== undefined) return found;
   }
-  const found =
-    (yield* findVmcoreinfo(memory, hints.onProgress, accept)) ?? (yield* byTokenTable(memory, hints));
+  const found = (yield* byVmcoreinfo(memory, hints)) ?? (yield* byTokenTable(memory, hints));
   if (found !== undefined) return found;
   throw new KvmiError('E_NO_LINUX', 'no Linux kernel was found in guest memory', {
     hint:
       'The guest runs something else, has not booted yet, or its kernel has no CONFIG_KALLSYMS. ' +
       'Check that all of its memory is readable, and try again after it has booted.',
+  });
+}
+
+function* byVmcoreinfo(memory: PhysicalMemory, hints: FindHints): Walk<FoundKernel | undefined> {
+  const { cacheDirectory, onProgress } = hints;
+  const places = cacheDirectory === undefined ? [] : rememberedPlaces(cacheDirectory);
+  return yield* findVmcoreinfo(memory, { places, onProgress }, function* (info) {
+    const found = yield* fromVmcoreinfo(memory, info, hints);
+    if (found && cacheDirectory !== undefined) rememberPlace(cacheDirectory, info.gpa);
+    return found;
   });
 }
 

@@ -68,15 +68,32 @@ export function ramOf(regions: readonly MemoryRegion[]): Range[] {
 
 const LOW_END = 32 << 20;
 const HIGH_END = 64 << 20;
+/** What a kernel has allocated for the memory itself (struct page, hash tables) before it allocates other things. */
+const UPPER_PART = 1 / 8;
 
 /** The same memory with both ends of each range first: what a kernel allocates while it boots lies there. */
 export function endsFirst(ranges: readonly Range[]): Range[] {
-  const isLong = ({ size }: Range) => size > LOW_END + HIGH_END;
+  const isLong = ({ size }: Range) => size * (1 - UPPER_PART) > LOW_END + HIGH_END;
   const long = ranges.filter(isLong);
+  const part = (from: (range: Range) => number, to: (range: Range) => number): Range[] =>
+    long
+      .map((range) => ({ gpa: range.gpa + from(range), size: to(range) - from(range) }))
+      .filter(({ size }) => size > 0);
+  const upper = ({ size }: Range) => {
+    const start = size * (1 - UPPER_PART);
+    return Math.min(start - (start % PAGE_SIZE), size - HIGH_END);
+  };
   return [
     ...ranges.filter((range) => !isLong(range)),
-    ...long.map(({ gpa }) => ({ gpa, size: LOW_END })),
-    ...long.map(({ gpa, size }) => ({ gpa: gpa + size - HIGH_END, size: HIGH_END })),
-    ...long.map(({ gpa, size }) => ({ gpa: gpa + LOW_END, size: size - LOW_END - HIGH_END })),
+    ...part(
+      () => 0,
+      () => LOW_END,
+    ),
+    ...part(
+      ({ size }) => size - HIGH_END,
+      ({ size }) => size,
+    ),
+    ...part(upper, ({ size }) => size - HIGH_END),
+    ...part(() => LOW_END, upper),
   ];
 }

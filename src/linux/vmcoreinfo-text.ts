@@ -15,7 +15,7 @@ export function vmcoreinfoText(
   memory: PhysicalMemory,
   onProgress?: OnProgress,
 ): Awaitable<string | undefined> {
-  return run(findVmcoreinfo(memory, onProgress, (info) => textOf(memory, info)));
+  return run(findVmcoreinfo(memory, { onProgress }, (info) => textOf(memory, info)));
 }
 
 /** The text, when the page tables that it names map themselves where it says. */

@@ -1,6 +1,6 @@
 import { type Gpa, PAGE_SIZE, type PhysicalMemory } from '../machine/index.ts';
 import { endsFirst, type OnProgress, ramOf, scan } from './scan.ts';
-import { run, type Walk } from './walk.ts';
+import { run, type Walk, wait } from './walk.ts';
 
 /**
  * What a kernel tells crash-dump tools about itself (Documentation/admin-guide/kdump/vmcoreinfo.rst): `KEY=VALUE`
@@ -60,10 +60,13 @@ const START = Buffer.from('OSRELEASE=');
 /** Guests left by a reboot are rare; pages forged by a hostile guest may be many. */
 const MAX_CANDIDATES = 64;
 
-/** Offers the VMCOREINFO pages in `memory` to `accept`, until it answers something. */
+/** Offers the VMCOREINFO pages in `memory`, those at `places` first, to `accept`, until it answers something. */
 export function* findVmcoreinfo<T>(
   memory: PhysicalMemory,
-  onProgress: OnProgress | undefined,
+  {
+    places = [],
+    onProgress,
+  }: { readonly places?: readonly Gpa[]; readonly onProgress?: OnProgress | undefined },
   accept: (info: Vmcoreinfo) => Walk<T | undefined>,
 ): Walk<T | undefined> {
   let candidates = 0;
@@ -75,6 +78,12 @@ export function* findVmcoreinfo<T>(
     }
     return undefined;
   };
+  const page = Buffer.allocUnsafeSlow(PAGE_SIZE);
+  for (const place of places) {
+    if (!(yield* wait(memory.read(place, page)))) continue;
+    const found = yield* offer(page, place);
+    if (found) return found.accepted;
+  }
   const options = { phase: 'VMCOREINFO', onProgress };
   const ranges = endsFirst(ramOf(memory.regions));
   const found = yield* scan(memory, ranges, options, (bytes, gpa) => run(offer(bytes, gpa)));

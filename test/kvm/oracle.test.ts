@@ -12,6 +12,7 @@ import { kvmDescriptors } from '../../src/drivers/kvm/proc.ts';
 import { ProcessMemory } from '../../src/drivers/kvm/process-memory.ts';
 import { VmFile } from '../../src/drivers/kvm/vm-file.ts';
 import { kernel } from '../../src/drivers/kvm/vmm.ts';
+import type { KvmiError } from '../../src/error.ts';
 import { compile, missing, startQemu, startQemuWith, temporaryFolder, until } from './kit.ts';
 
 /* The ways to find the memory slots of a running VMM, against each other. */
@@ -32,25 +33,36 @@ function withVm<T>(pid: number, use: (vm: VmFile) => T): T {
   }
 }
 
+/** Undefined when the slots are not those of a machine that is set up: firmware is at work. */
+function guessed(vm: VmFile): readonly Memslot[] | undefined {
+  try {
+    return oracleMemslots(vm, false);
+  } catch (error) {
+    if ((error as KvmiError).code === 'E_NO_MEMSLOTS') return undefined;
+    throw error;
+  }
+}
+
 /** What the oracle finds: what the kernel has, before and after. Undefined when the VMM has changed it meanwhile. */
 function found(pid: number): readonly Memslot[] | undefined {
   return withVm(pid, (vm) => {
     const before = kernelMemslots(vm);
-    const slots = oracleMemslots(vm, false);
+    const slots = guessed(vm);
     const after = kernelMemslots(vm);
     assert.ok(!after.some(({ slot }) => MARKERS.includes(slot)), 'no slot of the oracle is left');
     if (!isDeepStrictEqual(before, after)) return undefined;
-    assert.deepEqual(slots, before, 'the oracle finds what the kernel has');
+    if (slots) assert.deepEqual(slots, before, 'the oracle finds what the kernel has');
     return slots;
   });
 }
 
-/** What the guest of counter.S has counted, where QEMU has it. */
+/** What the guest of counter.S has counted, where QEMU has it; 0 before it has memory. */
 function counter(pid: number): number {
   const [ram] = withVm(pid, kernelMemslots);
+  if (!ram) return 0;
   const memory = new ProcessMemory(pid);
   const bytes = new Uint8Array(4);
-  memory.read(ram!.hva + COUNTER, bytes);
+  memory.read(ram.hva + COUNTER, bytes);
   memory.close();
   return getU32(bytes, 0);
 }

@@ -17,6 +17,10 @@ const GIB = 2 ** 30;
 const LOW_MEMORY_ENDS = [2 * GIB, 2.75 * GIB, 3 * GIB, 3.25 * GIB, 3.5 * GIB, 3.75 * GIB];
 /** Where a PC's first MiB is divided. */
 const LOW_DIVISIONS = [0xa0000, 0xc0000, 0xe0000, 0xf0000, MIB];
+/** Where the Q35 chipset shows, while firmware sets it up, the memory that the VGA window hides. */
+const Q35_SMRAM = 0xfeda0000;
+const VGA_WINDOW = 0xa0000;
+const VGA_WINDOW_SIZE = 0x20000;
 /** Smaller mappings have no memory of the guest in parts. */
 const DIVIDED = MIB;
 
@@ -31,6 +35,7 @@ export function* backingsAt(gpa: number, mappings: readonly Range[]): Generator<
     yield { hva: mapping.start, size };
     if (size < DIVIDED) continue;
     for (const offset of offsetsAt(gpa)) yield* partsOf(mapping, offset, gpa);
+    if (gpa === Q35_SMRAM) yield { hva: mapping.start + VGA_WINDOW, size: VGA_WINDOW_SIZE };
   }
   for (const { start, end } of largestFirst) {
     for (let size = 64 * 1024; size <= MIB; size *= 2)
