@@ -5,6 +5,7 @@ import { KVM, KVM_MEM, kvmMemoryRegion } from '../../src/abi/kvm.ts';
 import { check, libc } from '../../src/drivers/kvm/libc.ts';
 import type { Memslot } from '../../src/drivers/kvm/memslots.ts';
 import { type OracleCall, SlotOracle } from '../../src/drivers/kvm/slot-oracle.ts';
+import { putRequest } from '../../src/drivers/kvm/slot-request.ts';
 import { missing } from './kit.ts';
 
 /* Memory slots by questions alone, of real VMs in this process. */
@@ -40,13 +41,7 @@ class TestVm {
   /** 0 or an error number. */
   set(slot: number, flags: number, gpa: number, size: number, hva: number): number {
     const bytes = new Uint8Array(kvmMemoryRegion.size);
-    kvmMemoryRegion.write(bytes, 0, {
-      slot,
-      flags,
-      guest_phys_addr: BigInt(gpa),
-      memory_size: BigInt(size),
-      userspace_addr: BigInt(hva),
-    });
+    putRequest(bytes, 0, { slot, flags, gpa, size, hva });
     return this.#call(KVM.SET_USER_MEMORY_REGION, bytes);
   }
 

@@ -2,8 +2,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { KVM, KVM_MEM, kvmMemoryRegion } from '../../src/abi/kvm.ts';
-import { type MemoryRequest, SlotTable } from '../../src/drivers/kvm/intercepted-slots.ts';
+import { SlotTable } from '../../src/drivers/kvm/intercepted-slots.ts';
 import { check, libc } from '../../src/drivers/kvm/libc.ts';
+import { putRequest, type SlotRequest } from '../../src/drivers/kvm/slot-request.ts';
 import { missing } from './kit.ts';
 
 /* What memory requests lead to, against the kernel itself: each is made on a real VM, too. */
@@ -17,7 +18,7 @@ const O_RDWR = 2;
 const memory = missing() ? 0 : Number(libc().mmap(0, 64 * PAGE, READ_WRITE, SHARED_ANONYMOUS, -1, 0));
 const pages = (most: number) => fc.integer({ min: 0, max: most }).map((page) => page * PAGE);
 const unaligned = fc.integer({ min: 1, max: 8 * PAGE });
-const request: fc.Arbitrary<MemoryRequest> = fc.record({
+const request: fc.Arbitrary<SlotRequest> = fc.record({
   // 0x10001 is a slot of system management mode.
   slot: fc.constantFrom(0, 1, 2, 3, 0x10001),
   flags: fc.constantFrom(0, 0, 0, KVM_MEM.LOG_DIRTY_PAGES, KVM_MEM.READONLY, KVM_MEM.GUEST_MEMFD, 1 << 20),
@@ -46,15 +47,9 @@ function onNewVm<T>(use: (vm: number) => T): T {
   }
 }
 
-function ask(vm: number, { slot, flags, gpa, size, hva }: MemoryRequest): boolean {
+function ask(vm: number, request: SlotRequest): boolean {
   const bytes = new Uint8Array(kvmMemoryRegion.size);
-  kvmMemoryRegion.write(bytes, 0, {
-    slot,
-    flags,
-    guest_phys_addr: BigInt(gpa),
-    memory_size: BigInt(size),
-    userspace_addr: BigInt(hva),
-  });
+  putRequest(bytes, 0, request);
   return libc().ioctlBytes(vm, KVM.SET_USER_MEMORY_REGION, bytes) === 0;
 }
 

@@ -10,7 +10,8 @@ import { VmFile } from './vm-file.ts';
  * node guard-main.js TRACER VMM DESCRIPTOR, with the tracer's journal as descriptor 3
  *
  * Waits for the tracer's end and then takes back what the journal names: pages that are not in the memory slots of the
- * VM, breakpoints in guest memory, and the VM's MSR filter. Everything else that the tracer arms is taken back by the kernel or the agent in the VMM.
+ * VM, breakpoints in guest memory, and the VM's MSR filter. Everything else that the tracer arms is taken back by the
+ * kernel or the agent in the VMM.
  */
 
 const JOURNAL = 3;
@@ -22,9 +23,21 @@ machine.prepare();
 const pidfd = check(Number(libc().syscall(SYS.pidfd_open, tracer, 0, 0, 0, 0, 0)), 'pidfd_open');
 const watch = pump.watch(pidfd, POLL.IN, () => {
   watch.stop();
-  const slots = journalledSlots(JOURNAL);
-  if (slots.length > 0) undoSlots(machine.vmm, vm, slots);
-  if (!undoJournal(JOURNAL, machine.vmm.memory)) process.exit();
+  // Breakpoints first: vCPUs wait for them, and nothing else can fail before.
+  const filtered = undoJournal(JOURNAL, machine.vmm.memory);
+  putSlotsBack();
+  if (!filtered) process.exit();
   void machine.clearMsrFilter().then(() => process.exit());
 });
 process.stdout.write('ready\n');
+
+/** A VMM that is going needs no slots; its other traps are taken back all the same. */
+function putSlotsBack(): void {
+  const slots = journalledSlots(JOURNAL);
+  if (slots.length === 0) return;
+  try {
+    undoSlots(machine.vmm, vm, slots);
+  } catch {
+    // There is nobody to tell.
+  }
+}

@@ -1,10 +1,10 @@
-import { getU32, getU64Number } from '../../abi/bytes.ts';
 import { KVM, KVM_MEM, kvmMemoryRegion } from '../../abi/kvm.ts';
 import { SystemError } from './libc.ts';
 import type { Memslot } from './memslots.ts';
 import { kvmDescriptors, kvmKind, processOf } from './proc.ts';
 import { ProcessMemory } from './process-memory.ts';
 import type { InterceptedIoctl } from './requests.ts';
+import { readRequest, type SlotRequest } from './slot-request.ts';
 import { sameAddressSpace, type VmFile } from './vm-file.ts';
 
 const PAGE_SIZE = 4096;
@@ -26,15 +26,6 @@ export function isMemoryRequest(request: number): boolean {
   return MEMORY_REQUESTS.includes(request);
 }
 
-/** What KVM_SET_USER_MEMORY_REGION asks for. */
-export interface MemoryRequest {
-  readonly slot: number;
-  readonly flags: number;
-  readonly gpa: number;
-  readonly size: number;
-  readonly hva: number;
-}
-
 /**
  * The slots of a VM, from the requests that were made. What the kernel answers is not known: requests that it refuses
  * are told by the rules of its kvm_set_memory_region(). (It could still refuse one for lack of memory.)
@@ -46,7 +37,7 @@ export class SlotTable {
    * Does what the kernel does with a request; `knownFlags` are those that it takes. False when it refuses it, or when it
    * is about another address space.
    */
-  apply({ slot, flags, gpa, size, hva }: MemoryRequest, knownFlags: number): boolean {
+  apply({ slot, flags, gpa, size, hva }: SlotRequest, knownFlags: number): boolean {
     const aligned = [gpa, size, hva].every((value) => value % PAGE_SIZE === 0);
     if (slot >>> SLOT_BITS !== 0 || (flags & ~knownFlags) !== 0 || !aligned || gpa + size > GPA_END)
       return false;
@@ -90,7 +81,7 @@ class Requester {
   }
 
   /** Undefined when the request cannot be read: the kernel will refuse it. */
-  read(address: number): MemoryRequest | undefined {
+  read(address: number): SlotRequest | undefined {
     const bytes = new Uint8Array(kvmMemoryRegion.size);
     if (!this.#memory.read(address, bytes)) {
       // The process may have another memory since an execve.
@@ -98,13 +89,7 @@ class Requester {
       this.#memory = new ProcessMemory(this.pid);
       if (!this.#memory.read(address, bytes)) return undefined;
     }
-    return {
-      slot: getU32(bytes, 0),
-      flags: getU32(bytes, 4),
-      gpa: getU64Number(bytes, 8),
-      size: getU64Number(bytes, 16),
-      hva: getU64Number(bytes, 24),
-    };
+    return readRequest(bytes, 0);
   }
 
   close(): void {

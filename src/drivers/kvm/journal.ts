@@ -4,8 +4,7 @@ import { join } from 'node:path';
 import { getU32, getU64Number, putU32, putU64 } from '../../abi/bytes.ts';
 import { kvmMemoryRegion } from '../../abi/kvm.ts';
 import type { ProcessMemory } from './process-memory.ts';
-import { putRequest, readRequest } from './slot-calls.ts';
-import type { SlotRequest } from './split-slot.ts';
+import { putRequest, readRequest, type SlotRequest } from './slot-request.ts';
 
 const INT3 = 0xcc;
 /** A number that is not 0 while the MSR filter of the VM is set. */

@@ -2,13 +2,12 @@ import { putU32, putU64 } from '../../abi/bytes.ts';
 import { KVM, kvmMemoryRegion } from '../../abi/kvm.ts';
 import { SYS } from '../../abi/linux.ts';
 import { KvmiError } from '../../error.ts';
-import { type Call, type Slot, SPARE_SLOT } from './agent.ts';
-import { SLOT } from './agent-code.ts';
+import type { Call, Slot } from './agent.ts';
 import type { Memslot } from './memslots.ts';
 import { type Mapping, mappings } from './proc.ts';
 import { type Ask, type OracleCall, SlotOracle } from './slot-oracle.ts';
-import { StoppedThreads } from './stopped-threads.ts';
-import { type Tracee, withRestart } from './tracee.ts';
+import { putRequest } from './slot-request.ts';
+import { type CallsWithin, withinStoppedVmm } from './stopped-vmm.ts';
 import type { VmFile } from './vm-file.ts';
 import { Vmm } from './vmm.ts';
 
@@ -27,42 +26,24 @@ export function oracleMemslots(file: VmFile, liftFilters: boolean): Memslot[] {
   const vmFd = file.ownersDescriptor();
   try {
     if (vmFd === undefined) throw new KvmiError('E_NO_VM', `process ${file.pid} has closed the VM`);
-    const threads = StoppedThreads.stop(vmm);
-    try {
-      return askWithin(vmm, threads.first, vmFd);
-    } finally {
-      threads.release();
-    }
+    const fd = vmFd;
+    return withinStoppedVmm(
+      vmm,
+      // Without the agent, which is a mapping, too, but not of the guest.
+      () => possibleMappings(mappings(vmm.pid)),
+      (within, mapped) => askWithin(fd, within, mapped),
+    );
   } finally {
     vmm.close();
   }
 }
 
-function askWithin(vmm: Vmm, tracee: Tracee, vmFd: number): Memslot[] {
-  // As they are now: the agent is a mapping, too, but not of the guest.
-  const mapped = possibleMappings(mappings(vmm.pid));
-  const before = Uint8Array.from(tracee.getRegisters());
-  const mask = tracee.getSignalMask();
-  const slot = vmm.agentVia(tracee).slot(SPARE_SLOT);
-  // Of no vCPU: abandoned, the thread just goes on.
-  putU32(slot.bytes, SLOT.vcpuFd, -1);
-  putU32(slot.bytes, SLOT.tid, tracee.tid);
-  putU32(slot.bytes, SLOT.pid, vmm.pid);
-  slot.save(withRestart(before), mask);
-  const ask: Ask = (calls) => {
-    const results = slot.call(
-      tracee,
-      calls.map((call, i) => encode(slot, call, i, vmFd)),
-    );
+function askWithin(vmFd: number, { slot, call }: CallsWithin, mapped: readonly Mapping[]): Memslot[] {
+  const ask: Ask = (questions) => {
+    const results = call(questions.map((question, i) => encode(slot, question, i, vmFd)));
     return results.map((result) => Number(-result));
   };
-  try {
-    return new SlotOracle(ask, mapped).find();
-  } finally {
-    tracee.setRegisters(before);
-    tracee.setSignalMask(mask);
-    vmm.removeAgent(tracee);
-  }
+  return new SlotOracle(ask, mapped).find();
 }
 
 /** What may be memory of a guest: not a stack, nor of a file that has code for the VMM, too. */
@@ -83,12 +64,6 @@ function encode(slot: Slot, call: OracleCall, index: number, vmFd: number): Call
     putU64(slot.argument, at + 8, BEYOND_PAGES);
     return [SYS.ioctl, vmFd, KVM.CLEAR_DIRTY_LOG, address];
   }
-  kvmMemoryRegion.write(slot.argument, at, {
-    slot: call.slot,
-    flags: call.flags,
-    guest_phys_addr: BigInt(call.gpa),
-    memory_size: BigInt(call.size),
-    userspace_addr: BigInt(call.hva),
-  });
+  putRequest(slot.argument, at, call);
   return [SYS.ioctl, vmFd, KVM.SET_USER_MEMORY_REGION, address];
 }

@@ -6,7 +6,7 @@ import { ACCESS, PAGE_SIZE, type Stop, type Trap } from '../../machine/index.ts'
 import { check, libc, SystemError, takeDescriptor } from './libc.ts';
 import type { VmmMemory } from './memory.ts';
 import { pump, type Watch } from './pump.ts';
-import type { KvmVcpu } from './vcpu.ts';
+import { type KvmVcpu, nearestVcpu } from './vcpu.ts';
 import type { Vmm } from './vmm.ts';
 
 const O_CLOEXEC_NONBLOCK = 0x80800;
@@ -84,10 +84,7 @@ export class PageTraps {
   /** Creates the descriptor inside the VMM, by way of any vCPU, and takes it over. */
   #open(): Awaitable<void> {
     if (this.#fd >= 0) return;
-    const vcpus = this.#vcpus();
-    const vcpu =
-      vcpus.find(({ thread }) => thread?.phase === 'held') ?? vcpus.find(({ thread }) => thread) ?? vcpus[0];
-    if (!vcpu) throw new KvmiError('E_AGAIN', 'the VM has no vCPU yet');
+    const vcpu = nearestVcpu(this.#vcpus());
     return vcpu.whenHeld(() => this.#create(vcpu));
   }
 

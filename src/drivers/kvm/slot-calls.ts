@@ -2,35 +2,10 @@ import { KVM, KVM_CAP, kvmEnableCap, kvmMemoryRegion } from '../../abi/kvm.ts';
 import { SYS } from '../../abi/linux.ts';
 import type { Call, Slot } from './agent.ts';
 import { CALL_LIMIT } from './agent-code.ts';
-import type { SlotRequest } from './split-slot.ts';
+import { putRequest, type SlotRequest } from './slot-request.ts';
 
 /** How many requests about memory slots one series of calls has room for, besides what else belongs to it. */
 export const REQUESTS_AT_ONCE = CALL_LIMIT - 2;
-
-/** Writes a request as KVM has it: struct kvm_userspace_memory_region. */
-export function putRequest(
-  bytes: Uint8Array,
-  at: number,
-  { slot, flags, gpa, size, hva }: SlotRequest,
-): void {
-  kvmMemoryRegion.write(bytes, at, {
-    slot,
-    flags,
-    guest_phys_addr: BigInt(gpa),
-    memory_size: BigInt(size),
-    userspace_addr: BigInt(hva),
-  });
-}
-
-export function readRequest(bytes: Uint8Array, at: number): SlotRequest {
-  const { slot, flags, guest_phys_addr, memory_size, userspace_addr } = kvmMemoryRegion.read(bytes, at);
-  const [gpa, size, hva] = [guest_phys_addr, memory_size, userspace_addr].map(Number) as [
-    number,
-    number,
-    number,
-  ];
-  return { slot, flags, gpa, size, hva };
-}
 
 /** The calls that make requests, whose arguments are put into the slot of the thread that is to make them. */
 export function slotCalls(

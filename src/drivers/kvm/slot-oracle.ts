@@ -2,6 +2,7 @@ import { KVM_MEM } from '../../abi/kvm.ts';
 import { KvmiError } from '../../error.ts';
 import type { Memslot } from './memslots.ts';
 import { type Backing, backingsAt, type Range } from './slot-candidates.ts';
+import type { SlotRequest } from './slot-request.ts';
 
 /*
  * Finds the memory slots of a VM by asking the kernel about guesses, where it tells nothing else.
@@ -22,14 +23,7 @@ import { type Backing, backingsAt, type Range } from './slot-candidates.ts';
 
 /** One question to the kernel. */
 export type OracleCall =
-  | {
-      readonly ask: 'set';
-      readonly slot: number;
-      readonly flags: number;
-      readonly gpa: number;
-      readonly size: number;
-      readonly hva: number;
-    }
+  | ({ readonly ask: 'set' } & SlotRequest)
   /** KVM_CLEAR_DIRTY_LOG from a page on that no slot has. */
   | { readonly ask: 'dirty-log'; readonly slot: number };
 

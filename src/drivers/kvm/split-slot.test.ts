@@ -4,7 +4,8 @@ import fc from 'fast-check';
 import { KVM_MEM } from '../../abi/kvm.ts';
 import { SlotTable } from './intercepted-slots.ts';
 import type { Memslot } from './memslots.ts';
-import { restoration, type SlotRequest, SplitSlot } from './split-slot.ts';
+import type { SlotRequest } from './slot-request.ts';
+import { restoration, SplitSlot } from './split-slot.ts';
 
 const PAGE = 4096;
 const FLAGS = KVM_MEM.READONLY | KVM_MEM.LOG_DIRTY_PAGES;

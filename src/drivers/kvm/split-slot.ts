@@ -1,15 +1,7 @@
 import type { Memslot } from './memslots.ts';
+import type { SlotRequest } from './slot-request.ts';
 
 const PAGE_SIZE = 4096;
-
-/** What KVM_SET_USER_MEMORY_REGION is asked for; of size 0, to delete the slot. */
-export interface SlotRequest {
-  readonly slot: number;
-  readonly flags: number;
-  readonly gpa: number;
-  readonly size: number;
-  readonly hva: number;
-}
 
 /** A memory slot of which single pages can be taken away: what is left of it is in several slots meanwhile. */
 export class SplitSlot {

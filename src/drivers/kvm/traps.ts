@@ -1,5 +1,4 @@
 import { type Awaitable, isPending, then } from '../../awaitable.ts';
-import { KvmiError } from '../../error.ts';
 import { ACCESS, PAGE_SIZE, type Trap } from '../../machine/index.ts';
 import { DebugRegisters } from './debug-registers.ts';
 import { Guard } from './guard.ts';
@@ -10,7 +9,7 @@ import { MsrFilter } from './msr-filter.ts';
 import { PageAccesses } from './page-accesses.ts';
 import { PageSlots, type Stillness } from './page-slots.ts';
 import { PageTraps } from './page-traps.ts';
-import type { KvmVcpu } from './vcpu.ts';
+import { type KvmVcpu, nearestVcpu } from './vcpu.ts';
 import type { VcpuThread } from './vcpu-thread.ts';
 import type { Vmm } from './vmm.ts';
 
@@ -159,10 +158,7 @@ export class Traps {
 
   /** Runs something in a vCPU that is outside the guest. */
   #withHeld(run: (vcpu: KvmVcpu) => void): Awaitable<void> {
-    const vcpus = [...this.#armed.keys()];
-    const vcpu =
-      vcpus.find(({ thread }) => thread?.phase === 'held') ?? vcpus.find(({ thread }) => thread) ?? vcpus[0];
-    if (!vcpu) throw new KvmiError('E_AGAIN', 'the VM has no vCPU yet');
+    const vcpu = nearestVcpu([...this.#armed.keys()]);
     return vcpu.whenHeld(() => run(vcpu));
   }
 

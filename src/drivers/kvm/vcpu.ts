@@ -379,3 +379,11 @@ function failIfNegative(result: bigint, what: string): number {
   if (result < 0n) throw new SystemError(what, Number(-result));
   return Number(result);
 }
+
+/** The vCPU that is outside the guest soonest. @throws KvmiError with code E_AGAIN while there is none. */
+export function nearestVcpu(vcpus: readonly KvmVcpu[]): KvmVcpu {
+  const vcpu =
+    vcpus.find(({ thread }) => thread?.phase === 'held') ?? vcpus.find(({ thread }) => thread) ?? vcpus[0];
+  if (!vcpu) throw new KvmiError('E_AGAIN', 'the VM has no vCPU yet');
+  return vcpu;
+}
