@@ -172,6 +172,9 @@ export function errnoName(errno: number): string {
   return ERRNO_NAMES[errno] ?? `errno ${errno}`;
 }
 
+/** There is no such thread, or it is not stopped. */
+export const ESRCH = 3;
+
 /** A system call failed. */
 export class SystemError extends KvmiError {
   readonly errno: number;

@@ -2,7 +2,7 @@ import { getU64, putU64 } from '../../abi/bytes.ts';
 import { KvmiError } from '../../error.ts';
 import { SLOT } from './agent-code.ts';
 import { isConfined } from './confinement.ts';
-import { libc } from './libc.ts';
+import { ESRCH, libc, SystemError } from './libc.ts';
 import { Linger } from './linger.ts';
 import { RunPage } from './run-page.ts';
 import type { StopEvent, Tracee } from './tracee.ts';
@@ -68,7 +68,7 @@ export class Threads {
 
   #pollThread(thread: VcpuThread | undefined): boolean {
     const event = thread?.tracee.poll();
-    if (event) this.guarded(() => thread!.stopped(event));
+    if (event) this.guarded(() => handle(thread!, event));
     return event !== undefined;
   }
 
@@ -175,6 +175,18 @@ export class Threads {
       vcpu.thread = undefined;
     }
     this.#traced.clear();
+  }
+}
+
+/** A thread that is killed while it is stopped, as by execve in another one, tells nothing more but its end. */
+function handle(thread: VcpuThread, event: StopEvent): void {
+  try {
+    thread.stopped(event);
+  } catch (error) {
+    if (!(error instanceof SystemError) || error.errno !== ESRCH) throw error;
+    const end = thread.tracee.wait();
+    if (end.kind !== 'gone') throw error;
+    thread.stopped(end);
   }
 }
 

@@ -10,12 +10,11 @@ import {
   WAIT,
 } from '../../abi/linux.ts';
 import { KvmiError } from '../../error.ts';
-import { check, errnoName, libc, SystemError, type Word } from './libc.ts';
+import { check, ESRCH, errnoName, libc, SystemError, type Word } from './libc.ts';
 
 /** How long a thread may take to stop or to carry out an injected system call, in ms. */
 const STOP_TIMEOUT_MS = 2000;
 const EINTR = 4;
-const ESRCH = 3;
 const ITIMER_REAL = 0;
 const SYSCALL_STOP = 0x80;
 /** Size of the signal mask that the kernel has. */
