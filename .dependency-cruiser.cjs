@@ -1,24 +1,35 @@
 /**
- * The import rule: abi ← wire ← host, tool; abi ← machine ← host, drivers, linux; cli on top.
- * `awaitable.ts` and `error.ts` are leaves that every room may import; `introspect.ts` and `index.ts`
- * put rooms together.
+ * The import rule, as docs/architecture.md draws it. `awaitable.ts` and `error.ts` are leaves that every room may
+ * import; `introspect.ts` and `index.ts` put rooms together, `cli` is on top.
  */
 const LEAVES = '^src/(awaitable|error)\\.ts$';
+
+/** Rooms that know nothing of machines: what any of the others may import. */
+const TOOLBOX = ['abi', 'system', 'btf', 'rsp', 'x86'];
 
 /** What each room may import besides itself and the leaves. */
 const ROOMS = {
   abi: [],
+  input: [],
+  system: ['abi'],
+  btf: ['abi'],
+  rsp: ['abi'],
+  x86: ['abi'],
   transport: [],
   wire: ['abi'],
   machine: ['abi'],
+  rows: ['input'],
+  reading: ['abi', 'btf', 'machine'],
   host: ['abi', 'wire', 'machine', 'transport'],
-  tool: ['abi', 'wire', 'machine', 'transport'],
-  gdb: ['abi', 'machine', 'transport', 'tool'],
-  linux: ['abi', 'machine'],
+  tool: ['abi', 'x86', 'wire', 'machine', 'transport'],
+  gdb: ['abi', 'rsp', 'machine', 'transport', 'tool'],
+  linux: ['abi', 'btf', 'x86', 'machine', 'reading', 'rows'],
   'drivers/embedded': ['abi', 'machine'],
-  'drivers/qemu': ['abi', 'machine'],
-  'drivers/snapshot': ['abi', 'machine'],
-  'drivers/kvm': ['abi', 'wire', 'machine', 'transport', 'host'],
+  'drivers/qemu': [...TOOLBOX, 'machine'],
+  'drivers/snapshot': [...TOOLBOX, 'machine'],
+  'drivers/kvm': [...TOOLBOX, 'machine'],
+  run: [...TOOLBOX, 'wire', 'machine', 'transport', 'host', 'drivers/kvm'],
+  targets: ['input', 'rows', 'machine', 'linux', 'drivers'],
 };
 
 module.exports = {

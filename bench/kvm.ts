@@ -5,10 +5,10 @@ import { fileURLToPath } from 'node:url';
 import { STATE_SIZE } from '../src/abi/index.ts';
 import { deferred } from '../src/awaitable.ts';
 import { attachKvm, type KvmMachine } from '../src/drivers/kvm/index.ts';
-import { takeDescriptor } from '../src/drivers/kvm/libc.ts';
-import { kvmDescriptors } from '../src/drivers/kvm/proc.ts';
-import { SharedSocketChannel } from '../src/drivers/kvm/socket-channel.ts';
 import { type Answer, CONTINUE } from '../src/machine/index.ts';
+import { SharedSocketChannel } from '../src/run/socket-channel.ts';
+import { takeDescriptor } from '../src/system/libc.ts';
+import { kvmDescriptors } from '../src/system/proc.ts';
 import { missing, RUN_MAIN, temporaryFolder, until } from '../test/kvm/kit.ts';
 import type { Measurement, Suite } from './measurement.ts';
 

@@ -27,6 +27,14 @@ export class KvmiError extends Error {
   }
 }
 
+/** What the user wrote is wrong: an argument, an option, the name of a VM. */
+export class UsageError extends KvmiError {
+  constructor(message: string, hint?: string) {
+    super('E_USAGE', message, hint ? { hint } : {});
+    this.name = 'UsageError';
+  }
+}
+
 /** The message of anything that was thrown. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);

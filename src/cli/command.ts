@@ -1,7 +1,7 @@
+import type { Parse } from '../input/values.ts';
+import type { Column, Row } from '../rows/columns.ts';
+import type { Theme } from '../rows/theme.ts';
 import type { Context } from './context.ts';
-import type { Column, Row } from './output/columns.ts';
-import type { Theme } from './output/theme.ts';
-import type { Parse } from './values.ts';
 
 /** A positional argument. */
 export interface Argument<T> {

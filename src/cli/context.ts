@@ -1,6 +1,6 @@
+import type { Theme } from '../rows/theme.ts';
 import type { Command } from './command.ts';
 import type { CliLog } from './log.ts';
-import type { Theme } from './output/theme.ts';
 import type { ProgressLine } from './progress.ts';
 
 /** Why a command is to end before it is done. */

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { KvmiError } from '../error.ts';
+import { KvmiError, UsageError } from '../error.ts';
 import { CapabilityError } from '../machine/index.ts';
+import { PLAIN } from '../rows/theme.ts';
 import { HandshakeError } from '../wire/index.ts';
-import { errorJson, errorText, exitCodeOf, UsageError } from './errors.ts';
+import { errorJson, errorText, exitCodeOf } from './errors.ts';
 import { EXIT } from './exit-codes.ts';
-import { PLAIN } from './output/theme.ts';
 
 test('an error for people: what, its code, and the next step', () => {
   const error = new KvmiError('E_NO_VM', 'no VM is called web', { hint: 'kvmi list' });

@@ -1,16 +1,8 @@
 import { KvmiError, messageOf } from '../error.ts';
+import { printable, printableLines, safeJson } from '../rows/printable.ts';
+import type { Theme } from '../rows/theme.ts';
 import { ERROR_CODES, isErrorCode } from './error-codes.ts';
 import { EXIT, type ExitName } from './exit-codes.ts';
-import { printable, printableLines, safeJson } from './output/printable.ts';
-import type { Theme } from './output/theme.ts';
-
-/** The command line itself is wrong. */
-export class UsageError extends KvmiError {
-  constructor(message: string, hint?: string) {
-    super('E_USAGE', message, hint ? { hint } : {});
-    this.name = 'UsageError';
-  }
-}
 
 /** Codes of operating system errors that mean: you may not. */
 const PERMISSION_ERRNOS = new Set(['EACCES', 'EPERM']);

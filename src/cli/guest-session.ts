@@ -1,7 +1,7 @@
 import { introspect } from '../introspect.ts';
+import type { Row } from '../rows/columns.ts';
 import type { Guest } from '../tool/index.ts';
 import type { Context } from './context.ts';
-import type { Row } from './output/columns.ts';
 import { type Resolve, withMachine } from './session.ts';
 import { StopMeter } from './stop-meter.ts';
 

@@ -1,8 +1,8 @@
+import { padded, wrapped } from '../rows/text.ts';
+import type { Theme } from '../rows/theme.ts';
 import type { Argument, Command, Option, OptionTable } from './command.ts';
 import { COMMANDS } from './commands/index.ts';
 import { exitCodeLines } from './exit-codes.ts';
-import { padded, wrapped } from './output/text.ts';
-import type { Theme } from './output/theme.ts';
 import { COMMON_OPTIONS } from './settings.ts';
 import { targetTerms } from './targets.ts';
 

@@ -1,18 +1,18 @@
-import { KvmiError, messageOf } from '../error.ts';
+import { KvmiError, messageOf, UsageError } from '../error.ts';
 import { formatUuid, type ServeEnd, type ServeOptions, serve } from '../host/index.ts';
+import { oneOf, seconds, text } from '../input/values.ts';
 import type { Machine } from '../machine/index.ts';
+import type { Row } from '../rows/columns.ts';
 import { connect, parseAddress } from '../transport/index.ts';
 import { DIALECTS, type DialectName } from '../wire/index.ts';
 import { defaultOption, flag, type OptionValues, valueOption } from './command.ts';
 import type { Context } from './context.ts';
 import { readCookieFile } from './cookie-file.ts';
-import { exitOf, UsageError } from './errors.ts';
+import { exitOf } from './errors.ts';
 import { EXIT } from './exit-codes.ts';
 import { pause, whenAborted } from './interruption.ts';
 import { commandNames, eventNames } from './names.ts';
-import type { Row } from './output/columns.ts';
 import { withMachine } from './session.ts';
-import { oneOf, seconds, text } from './values.ts';
 
 const DIALECT_NAMES = Object.keys(DIALECTS) as DialectName[];
 

@@ -1,13 +1,13 @@
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
+import { integer, text } from '../input/values.ts';
 import type { Linux, Rows, TypeSource } from '../linux/index.ts';
 import type { Machine } from '../machine/index.ts';
+import type { Cell, Column, Row } from '../rows/columns.ts';
 import { type OptionValues, valueOption } from './command.ts';
 import type { Context } from './context.ts';
-import type { Cell, Column, Row } from './output/columns.ts';
 import { responsiveMemory } from './responsive-memory.ts';
 import { withMachine } from './session.ts';
-import { integer, text } from './values.ts';
 
 /** What every command that looks into a Linux guest takes. */
 export const LINUX_OPTIONS = {

@@ -1,9 +1,8 @@
 import type { Awaitable } from '../awaitable.ts';
-import { KvmiError } from '../error.ts';
+import { KvmiError, UsageError } from '../error.ts';
+import type { Place } from '../input/values.ts';
 import { GPA_LIMIT, PAGE_SIZE } from '../machine/index.ts';
-import { UsageError } from './errors.ts';
-import { formatHex } from './output/columns.ts';
-import type { Place } from './values.ts';
+import { formatHex } from '../rows/columns.ts';
 
 /** Reads guest memory at an address, physical or virtual; false when some of it is not there. */
 export type ReadMemory = (address: bigint, into: Uint8Array) => Awaitable<boolean>;

@@ -1,7 +1,7 @@
+import { UsageError } from '../error.ts';
+import { suggestions } from '../input/suggest.ts';
+import { commaList, parseNumber } from '../input/values.ts';
 import { type CommandName, DIALECTS, type Dialect, type DialectName, type EventName } from '../wire/index.ts';
-import { UsageError } from './errors.ts';
-import { suggestions } from './suggest.ts';
-import { commaList, parseNumber } from './values.ts';
 
 interface Named {
   readonly id: number;

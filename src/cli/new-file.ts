@@ -1,6 +1,5 @@
 import { writeFileSync } from 'node:fs';
-import { KvmiError } from '../error.ts';
-import { UsageError } from './errors.ts';
+import { KvmiError, UsageError } from '../error.ts';
 
 /** Writes a file that only its owner may read. One that exists is left alone. */
 export function writeNewFile(path: string, content: string | Uint8Array): void {

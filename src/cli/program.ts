@@ -1,9 +1,9 @@
 import { CommanderError, Command as Parser, Option as ParserOption } from 'commander';
+import { UsageError } from '../error.ts';
+import { didYouMean } from '../input/suggest.ts';
 import type { Command, OptionTable } from './command.ts';
 import { COMMANDS } from './commands/index.ts';
-import { UsageError } from './errors.ts';
 import { COMMON_OPTIONS, type CommonSettings } from './settings.ts';
-import { didYouMean } from './suggest.ts';
 
 /** What a command line asks for. */
 export type Invocation =

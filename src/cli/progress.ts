@@ -1,4 +1,4 @@
-import { formatSize } from './output/columns.ts';
+import { formatSize } from '../rows/columns.ts';
 
 /** How far something that takes a while has come. */
 export interface ProgressState {

@@ -1,10 +1,10 @@
 import { EVENT_MSRS, type GeneralRegister, kvmRegs } from '../abi/index.ts';
+import { UsageError } from '../error.ts';
+import { didYouMean } from '../input/suggest.ts';
+import { type Parse, parseNumber } from '../input/values.ts';
+import type { Row } from '../rows/columns.ts';
+import { formatHex } from '../rows/columns.ts';
 import type { Registers } from '../tool/index.ts';
-import { UsageError } from './errors.ts';
-import type { Row } from './output/columns.ts';
-import { formatHex } from './output/columns.ts';
-import { didYouMean } from './suggest.ts';
-import { type Parse, parseNumber } from './values.ts';
 
 /** rax … r15, rip, rflags. */
 export const GENERAL_NAMES = kvmRegs.fields.map((field) => field.name as GeneralRegister);

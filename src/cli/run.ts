@@ -1,6 +1,8 @@
 import { writeSync } from 'node:fs';
 import { isatty } from 'node:tty';
 import { messageOf } from '../error.ts';
+import { checkSettings, type Output, type OutputSettings, render } from '../rows/render.ts';
+import { themeFor } from '../rows/theme.ts';
 import type { Command } from './command.ts';
 import { loadCommands } from './commands/index.ts';
 import type { Context } from './context.ts';
@@ -8,8 +10,6 @@ import { errorFields, errorJson, errorText, exitCodeOf } from './errors.ts';
 import { EXIT } from './exit-codes.ts';
 import { EXIT_OF_END, Interruption, whenAborted } from './interruption.ts';
 import { createLog } from './log.ts';
-import { checkSettings, type Output, type OutputSettings, render } from './output/render.ts';
-import { themeFor } from './output/theme.ts';
 import { type Invocation, parseCommandLine } from './program.ts';
 import { NO_PROGRESS, progressLine } from './progress.ts';
 import type { CommonSettings } from './settings.ts';

@@ -1,9 +1,10 @@
+import type { Place } from '../input/values.ts';
 import type { Gva, Machine } from '../machine/index.ts';
+import type { Row } from '../rows/columns.ts';
+import { symbolsOf } from '../targets/symbols.ts';
 import type { Context } from './context.ts';
-import type { Row } from './output/columns.ts';
 import { addressOf } from './symbols.ts';
 import { openVm } from './targets.ts';
-import type { Place } from './values.ts';
 
 /** Gives the address of what the user named. */
 export type Resolve = (place: Place) => Promise<Gva>;
@@ -14,10 +15,10 @@ export async function* withMachine(
   vm: string | undefined,
   rows: (machine: Machine, addressOf: Resolve) => AsyncIterable<Row>,
 ): AsyncGenerator<Row> {
-  const opened = await openVm(vm, context);
-  const { machine } = opened;
+  const machine = await openVm(vm, context);
+  const symbols = symbolsOf(machine);
   try {
-    if (!context.signal.aborted) yield* rows(machine, (place) => addressOf(place, opened, context));
+    if (!context.signal.aborted) yield* rows(machine, (place) => addressOf(place, symbols));
   } finally {
     await machine.close();
   }

@@ -1,8 +1,8 @@
+import { commaList, oneOf, seconds, text } from '../input/values.ts';
+import { FORMATS } from '../rows/render.ts';
+import { COLOR_CHOICES } from '../rows/theme.ts';
 import { defaultOption, flag, type OptionValues, repeatedOption, valueOption } from './command.ts';
 import { LOG_FORMATS } from './log.ts';
-import { FORMATS } from './output/render.ts';
-import { COLOR_CHOICES } from './output/theme.ts';
-import { commaList, oneOf, seconds, text } from './values.ts';
 
 /** Options that every command takes, before or after its name. */
 export const COMMON_OPTIONS = {

@@ -1,9 +1,9 @@
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
+import { hex, MAX_PACKET, unhex } from '../rsp/packets.ts';
 import type { GuestVcpu } from '../tool/index.ts';
 import type { Resumption } from './execution.ts';
-import { hex, MAX_PACKET, unhex } from './packets.ts';
 import { assignedValue, REGISTERS, registerText, TARGET_XML } from './registers.ts';
 import type { Session } from './session.ts';
 import { threadId } from './thread.ts';

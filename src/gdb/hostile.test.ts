@@ -3,10 +3,10 @@ import { after, before, describe, test } from 'node:test';
 import { deferred } from '../awaitable.ts';
 import { createEmbeddedMachine, kernelSymbol, MiniKernel } from '../drivers/embedded/index.ts';
 import { introspect } from '../introspect.ts';
+import { encodePacket, MAX_PACKET, PacketReader } from '../rsp/packets.ts';
 import type { Guest } from '../tool/index.ts';
 import { loopback } from '../transport/index.ts';
 import { serveGdb } from './index.ts';
-import { encodePacket, MAX_PACKET, PacketReader } from './packets.ts';
 
 /* Clients that are not GDB. */
 

@@ -1,10 +1,10 @@
 import { deferred } from '../awaitable.ts';
 import { messageOf } from '../error.ts';
+import { encodePacket, type Incoming, MAX_PACKET, PacketReader } from '../rsp/packets.ts';
 import type { Guest, GuestVcpu } from '../tool/index.ts';
 import type { Channel } from '../transport/index.ts';
 import { answer } from './commands.ts';
 import { Execution, SIGNAL, type StopReason } from './execution.ts';
-import { encodePacket, type Incoming, MAX_PACKET, PacketReader } from './packets.ts';
 import { threadId } from './thread.ts';
 
 /** Packets that wait while one is carried out, at most; the channel is not read meanwhile. */

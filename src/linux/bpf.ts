@@ -1,9 +1,9 @@
 import type { Gva } from '../machine/index.ts';
+import { hex } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import { readClock, rfc3339 } from './clock.ts';
 import { idrEntries } from './list.ts';
 import type { Session } from './session.ts';
-import { hex } from './text.ts';
-import type { Walk } from './walk.ts';
 
 /** A loaded eBPF program, as `bpftool prog` prints it. */
 export interface BpfProgram {

@@ -4,10 +4,10 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import type { Gva, PhysicalMemory } from '../machine/index.ts';
+import { type Walk, wait } from '../reading/walk.ts';
 import { keepFile } from './keep-file.ts';
 import { LAYOUT, type StructLayout } from './layout.ts';
 import { SymbolTable } from './symbols.ts';
-import { type Walk, wait } from './walk.ts';
 
 /*
  * What was decoded from a kernel is kept in a file named after its build id. It is used again only when the parts of

@@ -1,6 +1,6 @@
+import type { Walk } from '../reading/walk.ts';
 import { SYMBOL_NAMES } from './layout.ts';
 import type { Session } from './session.ts';
-import type { Walk } from './walk.ts';
 
 const SECOND = 1_000_000_000n;
 

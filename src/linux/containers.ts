@@ -1,6 +1,6 @@
 import type { Gva } from '../machine/index.ts';
+import type { Walk } from '../reading/walk.ts';
 import type { Session } from './session.ts';
-import type { Walk } from './walk.ts';
 
 const MAX_DEPTH = 64;
 /** Controllers that a kernel can have at most. */

@@ -1,7 +1,7 @@
+import type { Walk } from '../reading/walk.ts';
 import { findTask } from './maps.ts';
 import type { Session } from './session.ts';
 import { stringsOf } from './tasks.ts';
-import type { Walk } from './walk.ts';
 
 export interface EnvironmentVariable {
   readonly pid: number;

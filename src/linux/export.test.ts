@@ -6,7 +6,7 @@ import { after, before, describe, test } from 'node:test';
 import { cpuTime } from '../../test/kit/cpu-time.ts';
 import { assertIsf } from '../../test/kit/isf-rules.ts';
 import { SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
-import { sectionsOf } from './elf-file.ts';
+import { sectionsOf } from '../reading/elf-file.ts';
 import { isf, isfText, Linux, symbolsElf, typesFromFile } from './index.ts';
 
 describe('what is made from a guest for other tools', () => {

@@ -1,13 +1,13 @@
+import { descend, type Place, sizeOf, strip, type Type } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
+import { hex } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import { VARIABLES } from './layout.ts';
 import { moduleSymbols } from './module-symbols.ts';
 import { moduleTypes, typeNamed } from './module-types.ts';
 import type { Session } from './session.ts';
-import { hex } from './text.ts';
-import { descend, type Place, sizeOf, strip, type Type } from './types.ts';
 import { readValue, typeName, type Value } from './values.ts';
-import type { Walk } from './walk.ts';
 
 /** What an expression stands for. */
 export interface TypedValue {

@@ -1,11 +1,11 @@
 import { getU64 } from '../abi/bytes.ts';
 import type { Gva } from '../machine/index.ts';
+import { hex } from '../reading/text.ts';
+import { forAll, type Walk } from '../reading/walk.ts';
 import { inodeOf } from './maps.ts';
 import { Paths } from './paths.ts';
 import type { Obj, Session } from './session.ts';
 import { type Task, taskList } from './tasks.ts';
-import { hex } from './text.ts';
-import { forAll, type Walk } from './walk.ts';
 
 /** An open file of a process, as in /proc/PID/fd. */
 export interface OpenFile {

@@ -7,16 +7,16 @@ import {
   type PhysicalMemory,
   translate,
 } from '../machine/index.ts';
+import { type OnProgress, type Range, ramOf, scan } from '../reading/scan.ts';
+import { textOf } from '../reading/text.ts';
+import { type Walk, wait } from '../reading/walk.ts';
 import { loadCached, type Source } from './cache.ts';
 import { decodeKallsyms, type KallsymsTables } from './kallsyms.ts';
 import { findTokenTables, MAX_TOKEN_TABLE, tablesAround } from './kallsyms-search.ts';
 import { type StructLayout, SYMBOL_NAMES } from './layout.ts';
 import { rememberedPlaces, rememberPlace } from './places.ts';
-import { type OnProgress, type Range, ramOf, scan } from './scan.ts';
 import type { SymbolTable } from './symbols.ts';
-import { textOf } from './text.ts';
 import { findVmcoreinfo, Vmcoreinfo } from './vmcoreinfo.ts';
-import { type Walk, wait } from './walk.ts';
 
 /** Where a kernel is, before its types are known. */
 export interface FoundKernel {

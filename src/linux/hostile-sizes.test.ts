@@ -6,13 +6,13 @@ import { kallsymsImage } from '../../test/kit/kallsyms-image.ts';
 import { LARGE, PRESENT, WRITABLE } from '../../test/kit/page-tables.ts';
 import { DIRECT_MAP, offsetIn, SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
 import { type Awaitable, isPending } from '../awaitable.ts';
+import { Btf } from '../btf/btf.ts';
+import { fieldOf, sizeOf } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { PhysicalMemory } from '../machine/index.ts';
-import { Btf } from './btf.ts';
 import { Linux } from './index.ts';
 import { decodeKallsyms } from './kallsyms.ts';
 import { findTokenTables, tablesAround } from './kallsyms-search.ts';
-import { fieldOf, sizeOf } from './types.ts';
 
 /* Sizes, counts and lengths that a guest may claim, one at a time, in every place. */
 

@@ -1,5 +1,9 @@
+export { Btf } from '../btf/btf.ts';
+export type * from '../btf/types.ts';
+export type { OnProgress, Progress } from '../reading/scan.ts';
+export { hex, printable } from '../reading/text.ts';
+export { forAll, run, type Walk, wait } from '../reading/walk.ts';
 export type { BpfProgram } from './bpf.ts';
-export { Btf } from './btf.ts';
 export { defaultCacheDirectory } from './cache.ts';
 export {
   type Baseline,
@@ -22,16 +26,12 @@ export type { MemoryMap } from './maps.ts';
 export type { ModuleSymbol, ModuleSymbolAt } from './module-symbols.ts';
 export type { Module } from './modules.ts';
 export type { Mount } from './mounts.ts';
-export type { OnProgress, Progress } from './scan.ts';
 export { type QueryOptions, type Rows, Session } from './session.ts';
 export type { Socket } from './sockets.ts';
 export { type Symbol, type SymbolAt, SymbolTable } from './symbols.ts';
 export { symbolsElf } from './symbols-elf.ts';
 export type { SystemInfo } from './system.ts';
 export type { Process, Thread, TreeRow } from './tasks.ts';
-export { hex, printable } from './text.ts';
-export type * from './types.ts';
 export { typesFromFile } from './types-file.ts';
 export type { TypeRow, Value } from './values.ts';
 export { vmcoreinfoText } from './vmcoreinfo-text.ts';
-export { forAll, run, type Walk, wait } from './walk.ts';

@@ -1,6 +1,6 @@
+import { type Member, type Type, type TypeSource, VOID } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { IsfFile, IsfType } from './isf-format.ts';
-import { type Member, type Type, type TypeSource, VOID } from './types.ts';
 
 type Entries<T> = Readonly<Record<string, T>>;
 

@@ -1,5 +1,7 @@
 import type { Awaitable } from '../awaitable.ts';
 import { then } from '../awaitable.ts';
+import { type StructType, strip, type Type, type TypeSource } from '../btf/types.ts';
+import { run } from '../reading/walk.ts';
 import {
   ISF_FORMAT,
   type IsfBaseType,
@@ -12,8 +14,6 @@ import {
 } from './isf-format.ts';
 import { VARIABLES } from './layout.ts';
 import type { Linux } from './linux.ts';
-import { type StructType, strip, type Type, type TypeSource } from './types.ts';
-import { run } from './walk.ts';
 
 /** Where `_text` is linked without KASLR, unless the kernel was configured in an unusual way. */
 const LINKED_TEXT = 0xffff_ffff_8100_0000n;

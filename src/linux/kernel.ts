@@ -1,3 +1,4 @@
+import type { TypeSource } from '../btf/types.ts';
 import {
   type Gpa,
   type Gva,
@@ -6,11 +7,10 @@ import {
   readVirtual,
   translate,
 } from '../machine/index.ts';
+import { UnreadableError } from '../reading/space.ts';
+import { type Walk, wait } from '../reading/walk.ts';
 import type { Layouts } from './layout.ts';
-import { UnreadableError } from './space.ts';
 import type { SymbolTable } from './symbols.ts';
-import type { TypeSource } from './types.ts';
-import { type Walk, wait } from './walk.ts';
 
 /** A kernel that was found in guest memory: where it is, its symbols and its types. */
 export interface KernelParts {

@@ -1,5 +1,5 @@
+import { type Field, fieldOf, sizeOf, type TypeSource } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
-import { type Field, fieldOf, sizeOf, type TypeSource } from './types.ts';
 
 /** One name, or several: the first one that this kernel has. */
 type Names = string | readonly string[];

@@ -1,8 +1,11 @@
 import type { Awaitable } from '../awaitable.ts';
+import { Btf } from '../btf/btf.ts';
+import type { TypeSource } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva, Paging, PhysicalMemory } from '../machine/index.ts';
+import type { OnProgress } from '../reading/scan.ts';
+import { run, type Walk, wait } from '../reading/walk.ts';
 import { type BpfProgram, bpfPrograms } from './bpf.ts';
-import { Btf } from './btf.ts';
 import { defaultCacheDirectory, type Source, storeCached } from './cache.ts';
 import {
   type Baseline,
@@ -29,15 +32,12 @@ import {
 } from './module-symbols.ts';
 import { type Module, modules } from './modules.ts';
 import { type Mount, mounts } from './mounts.ts';
-import type { OnProgress } from './scan.ts';
 import { type QueryOptions, type Rows, Session } from './session.ts';
 import { type Socket, sockets } from './sockets.ts';
 import type { SymbolTable } from './symbols.ts';
 import { type SystemInfo, systemInfo } from './system.ts';
 import { type Process, processes, type Thread, type TreeRow, threads, treeOf } from './tasks.ts';
-import type { TypeSource } from './types.ts';
 import { type TypeRow, typeRows } from './values.ts';
-import { run, type Walk, wait } from './walk.ts';
 
 export interface FindOptions {
   readonly onProgress?: OnProgress;

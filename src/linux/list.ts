@@ -1,7 +1,7 @@
 import type { Gva } from '../machine/index.ts';
+import type { Walk } from '../reading/walk.ts';
 import type { FieldName, StructName } from './layout.ts';
 import type { Obj, Session } from './session.ts';
-import type { Walk } from './walk.ts';
 
 /*
  * The kernel's containers. Each walk ends: at what it has seen before, at the limit, when the time is up, and at a

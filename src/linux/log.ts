@@ -1,6 +1,6 @@
+import { textOf } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import type { Obj, Session } from './session.ts';
-import { textOf } from './text.ts';
-import type { Walk } from './walk.ts';
 
 /** A record of the kernel log, as dmesg(1) prints it. */
 export interface LogRecord {

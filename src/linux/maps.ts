@@ -1,11 +1,11 @@
 import { getU64 } from '../abi/bytes.ts';
 import type { Gva } from '../machine/index.ts';
+import { hex } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import { Bounds, isKernelPointer } from './list.ts';
 import { Paths } from './paths.ts';
 import type { Obj, Session } from './session.ts';
 import { type Task, taskList } from './tasks.ts';
-import { hex } from './text.ts';
-import type { Walk } from './walk.ts';
 
 /** A mapping of a process, as in /proc/PID/maps. */
 export interface MemoryMap {

@@ -1,9 +1,9 @@
 import { getU32, getU64 } from '../abi/bytes.ts';
 import type { Gva } from '../machine/index.ts';
+import type { Walk } from '../reading/walk.ts';
 import { type ModuleMemory, type ModuleObject, memoriesOf, moduleList } from './modules.ts';
 import type { Session } from './session.ts';
 import type { Symbol as KernelSymbol } from './symbols.ts';
-import type { Walk } from './walk.ts';
 
 /** A symbol of a loaded module. */
 export interface ModuleSymbol extends KernelSymbol {

@@ -1,9 +1,9 @@
+import { Btf } from '../btf/btf.ts';
+import type { Type } from '../btf/types.ts';
 import type { Gva } from '../machine/index.ts';
-import { Btf } from './btf.ts';
+import type { Walk } from '../reading/walk.ts';
 import { listOf } from './list.ts';
 import type { Session } from './session.ts';
-import type { Type } from './types.ts';
-import type { Walk } from './walk.ts';
 
 /** The types of one module, which go on from those of the kernel. */
 export interface ModuleTypes {

@@ -1,8 +1,8 @@
 import type { Gva } from '../machine/index.ts';
+import { hex } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import { listLinks, listOf } from './list.ts';
 import type { Obj, Session } from './session.ts';
-import { hex } from './text.ts';
-import type { Walk } from './walk.ts';
 
 /** A loaded kernel module, as in /proc/modules. */
 export interface Module {

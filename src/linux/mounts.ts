@@ -1,11 +1,11 @@
 import type { Gva } from '../machine/index.ts';
+import { hex } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import { listLinks, treeNodes } from './list.ts';
 import { findTask } from './maps.ts';
 import { Paths } from './paths.ts';
 import type { Obj, Session } from './session.ts';
 import type { Task } from './tasks.ts';
-import { hex } from './text.ts';
-import type { Walk } from './walk.ts';
 
 /** A mounted file system, as in /proc/PID/mountinfo. */
 export interface Mount {

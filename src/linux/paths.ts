@@ -1,7 +1,7 @@
 import type { Gva } from '../machine/index.ts';
+import { textOf } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import type { Obj, Session } from './session.ts';
-import { textOf } from './text.ts';
-import type { Walk } from './walk.ts';
 
 const MAX_COMPONENTS = 512;
 const MAX_NAME = 255;

@@ -1,12 +1,12 @@
 import { getS32, getU16, getU32, getU64 } from '../abi/bytes.ts';
+import type { Field } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva, PhysicalMemory } from '../machine/index.ts';
+import { Space } from '../reading/space.ts';
+import { textOf } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import type { Kernel } from './kernel.ts';
 import { type FieldName, noField, type StructLayout, type StructName } from './layout.ts';
-import { Space } from './space.ts';
-import { textOf } from './text.ts';
-import type { Field } from './types.ts';
-import type { Walk } from './walk.ts';
 
 /** A list of plain objects. `partial` when something is missing, and `reasons` says what. */
 export interface Rows<T> {

@@ -1,6 +1,6 @@
+import type { Walk } from '../reading/walk.ts';
 import { readClock, rfc3339 } from './clock.ts';
 import type { Session } from './session.ts';
-import type { Walk } from './walk.ts';
 
 /** The guest as uname(1) and uptime(1) show it. */
 export interface SystemInfo {

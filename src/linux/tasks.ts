@@ -1,11 +1,11 @@
 import type { Gva } from '../machine/index.ts';
+import { hex, textOf } from '../reading/text.ts';
+import { forAll, type Walk } from '../reading/walk.ts';
 import { type Clock, readClock, rfc3339 } from './clock.ts';
 import { containerOf, controlGroup } from './containers.ts';
 import { listLinks } from './list.ts';
 import { Paths } from './paths.ts';
 import type { Obj, Session } from './session.ts';
-import { hex, textOf } from './text.ts';
-import { forAll, type Walk } from './walk.ts';
 
 export type Task = Obj<'task'>;
 

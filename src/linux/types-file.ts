@@ -1,9 +1,9 @@
+import { Btf } from '../btf/btf.ts';
+import type { TypeSource } from '../btf/types.ts';
 import { KvmiError, messageOf } from '../error.ts';
-import { Btf } from './btf.ts';
-import { sectionsOf } from './elf-file.ts';
+import { sectionsOf } from '../reading/elf-file.ts';
 import { IsfTypes } from './isf-types.ts';
 import { readKernelFile } from './kernel-file.ts';
-import type { TypeSource } from './types.ts';
 
 /**
  * Reads a kernel's types from a file: a kernel with a .BTF section (vmlinux, vmlinuz, or Debian's package of it), bare

@@ -1,11 +1,11 @@
 import { getU64 } from '../abi/bytes.ts';
+import { type EnumType, fieldAt, type Place, sizeOf, strip, type Type } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
+import { hex, textOf } from '../reading/text.ts';
+import type { Walk } from '../reading/walk.ts';
 import { typeNamed } from './module-types.ts';
 import type { Session } from './session.ts';
-import { hex, textOf } from './text.ts';
-import { type EnumType, fieldAt, type Place, sizeOf, strip, type Type } from './types.ts';
-import type { Walk } from './walk.ts';
 
 /** A C value: numbers (bigint beyond 2^53), text for char arrays, `0x…` for pointers, names for enumerators. */
 export type Value =

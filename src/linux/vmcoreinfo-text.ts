@@ -1,8 +1,8 @@
 import type { Awaitable } from '../awaitable.ts';
 import { type PhysicalMemory, translate } from '../machine/index.ts';
-import type { OnProgress } from './scan.ts';
+import type { OnProgress } from '../reading/scan.ts';
+import { run, type Walk, wait } from '../reading/walk.ts';
 import { findVmcoreinfo, type Vmcoreinfo } from './vmcoreinfo.ts';
-import { run, type Walk, wait } from './walk.ts';
 
 /** Where the kernel's image is mapped (Documentation/arch/x86/x86_64/mm.rst). */
 const IMAGE_MAP = 0xffff_ffff_8000_0000n;

@@ -1,6 +1,6 @@
 import { type Gpa, PAGE_SIZE, type PhysicalMemory } from '../machine/index.ts';
-import { endsFirst, type OnProgress, ramOf, scan } from './scan.ts';
-import { run, type Walk, wait } from './walk.ts';
+import { endsFirst, type OnProgress, ramOf, scan } from '../reading/scan.ts';
+import { run, type Walk, wait } from '../reading/walk.ts';
 
 /**
  * What a kernel tells crash-dump tools about itself (Documentation/admin-guide/kdump/vmcoreinfo.rst): `KEY=VALUE`

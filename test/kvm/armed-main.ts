@@ -2,9 +2,9 @@ import { STATE_SIZE } from '../../src/abi/state.ts';
 import { kernelMemslots } from '../../src/drivers/kvm/attach.ts';
 import { kvmCapabilities } from '../../src/drivers/kvm/capabilities.ts';
 import { attachKvm, KvmMachine } from '../../src/drivers/kvm/index.ts';
-import { kvmDescriptors } from '../../src/drivers/kvm/proc.ts';
-import { VmFile } from '../../src/drivers/kvm/vm-file.ts';
+import { VmFile } from '../../src/drivers/kvm/slots/vm-file.ts';
 import { ACCESS, CONTINUE, type Trap } from '../../src/machine/index.ts';
+import { kvmDescriptors } from '../../src/system/proc.ts';
 
 /*
  * node armed-main.js PID GUEST KIND: attaches to the VM with the guest of GUEST.S, arms one thing for good and answers

@@ -5,9 +5,9 @@ import { getU32 } from '../../src/abi/bytes.ts';
 import { decodeState, getRegister, STATE_SIZE } from '../../src/abi/index.ts';
 import { deferred } from '../../src/awaitable.ts';
 import { attachKvm, findKvmMachines, type KvmMachine } from '../../src/drivers/kvm/index.ts';
-import { descriptorTarget } from '../../src/drivers/kvm/proc.ts';
 import type { KvmVcpu } from '../../src/drivers/kvm/vcpu.ts';
 import { ACCESS, type Answer, CONTINUE, type MachineHandler, type Stop } from '../../src/machine/index.ts';
+import { descriptorTarget } from '../../src/system/proc.ts';
 import { missing, type Qemu, startQemu, temporaryFolder, until } from './kit.ts';
 
 const skip = missing('gcc', 'qemu-system-x86_64');

@@ -4,7 +4,7 @@ import { describe, it } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { getU32 } from '../../src/abi/bytes.ts';
 import { attachKvm, type KvmMachine } from '../../src/drivers/kvm/index.ts';
-import { statusNumber } from '../../src/drivers/kvm/proc.ts';
+import { statusNumber } from '../../src/system/proc.ts';
 import { kernelSlots, missing, start, startQemu, temporaryFolder, until } from './kit.ts';
 import { MicroVm } from './micro-vm.ts';
 

@@ -5,13 +5,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { kernelMemslots } from '../../src/drivers/kvm/attach.ts';
-import type { Memslot } from '../../src/drivers/kvm/memslots.ts';
-import { kvmDescriptors } from '../../src/drivers/kvm/proc.ts';
-import { VmFile } from '../../src/drivers/kvm/vm-file.ts';
+import type { Memslot } from '../../src/drivers/kvm/slots/memslots.ts';
+import { VmFile } from '../../src/drivers/kvm/slots/vm-file.ts';
+import { kvmDescriptors } from '../../src/system/proc.ts';
 
 /** The root of the checkout: this file is run from dist/test/kvm. */
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
-export const RUN_MAIN = join(ROOT, 'dist/src/drivers/kvm/run-main.js');
+export const RUN_MAIN = join(ROOT, 'dist/src/run/run-main.js');
 
 function accessible(path: string): boolean {
   try {

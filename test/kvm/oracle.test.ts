@@ -6,13 +6,13 @@ import { describe, it } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
 import { getU32 } from '../../src/abi/bytes.ts';
 import { kernelMemslots } from '../../src/drivers/kvm/attach.ts';
-import type { Memslot } from '../../src/drivers/kvm/memslots.ts';
-import { oracleMemslots } from '../../src/drivers/kvm/oracle-memslots.ts';
-import { kvmDescriptors } from '../../src/drivers/kvm/proc.ts';
-import { ProcessMemory } from '../../src/drivers/kvm/process-memory.ts';
-import { VmFile } from '../../src/drivers/kvm/vm-file.ts';
-import { kernel } from '../../src/drivers/kvm/vmm.ts';
+import type { Memslot } from '../../src/drivers/kvm/slots/memslots.ts';
+import { oracleMemslots } from '../../src/drivers/kvm/slots/oracle-memslots.ts';
+import { VmFile } from '../../src/drivers/kvm/slots/vm-file.ts';
+import { kernel } from '../../src/drivers/kvm/thread/vmm.ts';
 import type { KvmiError } from '../../src/error.ts';
+import { kvmDescriptors } from '../../src/system/proc.ts';
+import { ProcessMemory } from '../../src/system/process-memory.ts';
 import { compile, missing, startQemu, startQemuWith, temporaryFolder, until } from './kit.ts';
 
 /* The ways to find the memory slots of a running VMM, against each other. */

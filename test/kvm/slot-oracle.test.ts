@@ -2,10 +2,10 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { KVM, KVM_MEM, kvmMemoryRegion } from '../../src/abi/kvm.ts';
-import { check, libc } from '../../src/drivers/kvm/libc.ts';
-import type { Memslot } from '../../src/drivers/kvm/memslots.ts';
-import { type OracleCall, SlotOracle } from '../../src/drivers/kvm/slot-oracle.ts';
-import { putRequest } from '../../src/drivers/kvm/slot-request.ts';
+import type { Memslot } from '../../src/drivers/kvm/slots/memslots.ts';
+import { type OracleCall, SlotOracle } from '../../src/drivers/kvm/slots/slot-oracle.ts';
+import { putRequest } from '../../src/drivers/kvm/slots/slot-request.ts';
+import { check, libc } from '../../src/system/libc.ts';
 import { missing } from './kit.ts';
 
 /* Memory slots by questions alone, of real VMs in this process. */

@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { KVM, KVM_MEM, kvmMemoryRegion } from '../../src/abi/kvm.ts';
-import { SlotTable } from '../../src/drivers/kvm/intercepted-slots.ts';
-import { check, libc } from '../../src/drivers/kvm/libc.ts';
-import { putRequest, type SlotRequest } from '../../src/drivers/kvm/slot-request.ts';
+import { putRequest, type SlotRequest } from '../../src/drivers/kvm/slots/slot-request.ts';
+import { SlotTable } from '../../src/run/intercepted-slots.ts';
+import { check, libc } from '../../src/system/libc.ts';
 import { missing } from './kit.ts';
 
 /* What memory requests lead to, against the kernel itself: each is made on a real VM, too. */

@@ -5,9 +5,9 @@ import { getU32 } from '../../src/abi/bytes.ts';
 import { STATE_SIZE } from '../../src/abi/state.ts';
 import { deferred } from '../../src/awaitable.ts';
 import { attachKvm, type KvmMachine } from '../../src/drivers/kvm/index.ts';
-import { statusNumber } from '../../src/drivers/kvm/proc.ts';
 import type { KvmVcpu } from '../../src/drivers/kvm/vcpu.ts';
 import { CONTINUE, type MachineHandler, type Stop } from '../../src/machine/index.ts';
+import { statusNumber } from '../../src/system/proc.ts';
 import { missing, start, until } from './kit.ts';
 import { MicroVm, type MicroVmOptions } from './micro-vm.ts';
 

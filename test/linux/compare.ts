@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { Btf } from '../../src/linux/btf.ts';
+import { Btf } from '../../src/btf/btf.ts';
 import { hex, type Linux, run, type Socket } from '../../src/linux/index.ts';
 import type { LinuxGuest } from '../kit/linux-guest.ts';
 import {

@@ -1,6 +1,6 @@
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
-import { discover, type FoundVm, handleOf } from '../discover.ts';
+import { type FoundMachine, findMachines, handleOf } from '../../targets/find.ts';
 import { type Check, type Finding, ok } from './check.ts';
 
 function onPath(program: string): string | undefined {
@@ -27,7 +27,7 @@ function virshFinding(): Finding {
   };
 }
 
-function vmFinding(vm: FoundVm): Finding {
+function vmFinding(vm: FoundMachine): Finding {
   const about = `${handleOf(vm)} ${vm.name}`.trim();
   if (vm.target !== undefined) return { ...ok(`reachable by ${vm.target}`), about };
   return {
@@ -39,7 +39,7 @@ function vmFinding(vm: FoundVm): Finding {
 }
 
 async function vmFindings(): Promise<readonly Finding[]> {
-  const found = await discover();
+  const found = await findMachines();
   if (found.length === 0) return [{ severity: 'info', found: 'no VM runs on this host' }];
   return found.map(vmFinding);
 }

@@ -1,5 +1,5 @@
+import { kvmProcess } from '../../targets/kvm.ts';
 import { argument, command } from '../command.ts';
-import { kvmProcess } from '../drivers/kvm.ts';
 import { HOOK_OPTIONS, hookToTool } from '../hooking.ts';
 
 export const attach = command({

@@ -1,16 +1,16 @@
 import { getRegister, STATE_SIZE } from '../../abi/state.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
+import { integer, place } from '../../input/values.ts';
 import { type Gva, type HardwareBreakpoints, requireCapability } from '../../machine/index.ts';
+import { type Column, now, type Row } from '../../rows/columns.ts';
 import type { Guest } from '../../tool/index.ts';
 import { argument, command, defaultOption, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { withGuest } from '../guest-session.ts';
 import { Mailbox } from '../mailbox.ts';
-import { type Column, now, type Row } from '../output/columns.ts';
 import { GENERAL_NAMES } from '../registers.ts';
 import type { StopMeter } from '../stop-meter.ts';
 import { VM } from '../targets.ts';
-import { integer, place } from '../values.ts';
 import { vcpuOf } from './regs.ts';
 
 const registerColumns = GENERAL_NAMES.map(

@@ -1,6 +1,6 @@
+import { oneOf } from '../../input/values.ts';
 import { argument, command } from '../command.ts';
 import { completionScript, SHELLS } from '../completion.ts';
-import { oneOf } from '../values.ts';
 
 export const completion = command({
   name: 'completion',

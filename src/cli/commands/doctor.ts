@@ -1,12 +1,12 @@
 import { messageOf } from '../../error.ts';
+import type { Row } from '../../rows/columns.ts';
+import { printable } from '../../rows/printable.ts';
 import type { Check, Severity } from '../checks/check.ts';
 import { HOST_CHECKS } from '../checks/host.ts';
 import { kvmChecks } from '../checks/kvm.ts';
 import { QEMU_CHECKS } from '../checks/qemu.ts';
 import { command } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
-import type { Row } from '../output/columns.ts';
-import { printable } from '../output/printable.ts';
 
 /** Every check; a driver adds its own here. */
 async function allChecks(): Promise<readonly Check[]> {

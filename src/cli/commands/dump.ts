@@ -1,14 +1,14 @@
 import { existsSync } from 'node:fs';
 import type { DumpOptions, DumpResult } from '../../drivers/snapshot/index.ts';
+import { UsageError } from '../../error.ts';
+import { oneOf, text } from '../../input/values.ts';
 import type { Machine } from '../../machine/index.ts';
 import { argument, command, defaultOption, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
-import { UsageError } from '../errors.ts';
 import { whilePaused } from '../paused.ts';
 import { responsiveMemory } from '../responsive-memory.ts';
 import { withMachine } from '../session.ts';
 import { VM } from '../targets.ts';
-import { oneOf, text } from '../values.ts';
 
 const FORMATS = ['elf', 'raw', 'lime'] as const;
 const COMPRESSIONS = ['zstd'] as const;

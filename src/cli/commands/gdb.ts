@@ -2,18 +2,18 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { isIP } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { UsageError } from '../../error.ts';
 import { type GdbServerOptions, listenGdb } from '../../gdb/index.ts';
+import { text } from '../../input/values.ts';
 import { requireCapability } from '../../machine/index.ts';
+import type { Row } from '../../rows/columns.ts';
 import type { Guest } from '../../tool/index.ts';
 import { parseAddress } from '../../transport/index.ts';
 import { command, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
-import { UsageError } from '../errors.ts';
 import { withGuest } from '../guest-session.ts';
 import { whenAborted } from '../interruption.ts';
-import type { Row } from '../output/columns.ts';
 import { OPTIONAL_VM } from '../targets.ts';
-import { text } from '../values.ts';
 
 /** Whoever connects owns the guest: over the network only when that was asked for. */
 function checkListen(listen: string, remote: boolean): void {

@@ -1,10 +1,10 @@
 import { formatUuid } from '../../host/index.ts';
 import { CAPABILITY_NAMES, type Machine } from '../../machine/index.ts';
+import { formatSize, type Row } from '../../rows/columns.ts';
+import { printable } from '../../rows/printable.ts';
+import { wrapped } from '../../rows/text.ts';
 import { DIALECTS } from '../../wire/index.ts';
 import { command } from '../command.ts';
-import { formatSize, type Row } from '../output/columns.ts';
-import { printable } from '../output/printable.ts';
-import { wrapped } from '../output/text.ts';
 import { withMachine } from '../session.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 

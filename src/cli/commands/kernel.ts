@@ -1,7 +1,7 @@
 import type { BpfProgram, Hook, LogRecord, Module, SystemInfo } from '../../linux/index.ts';
+import { printable } from '../../rows/printable.ts';
 import { command } from '../command.ts';
 import { LINUX_OPTIONS, type LinuxColumn, linuxRows } from '../linux.ts';
-import { printable } from '../output/printable.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 
 const MODULE_COLUMNS: readonly LinuxColumn<Module>[] = [

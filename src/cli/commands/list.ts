@@ -1,5 +1,5 @@
+import { findMachines } from '../../targets/find.ts';
 import { command } from '../command.ts';
-import { discover } from '../discover.ts';
 
 export const list = command({
   name: 'list',
@@ -27,7 +27,7 @@ export const list = command({
     { name: 'reason', kind: 'text', cut: true, about: 'why it cannot be hooked' },
   ],
   async *run({ log }) {
-    const found = await discover();
+    const found = await findMachines();
     if (found.length === 0) {
       log.note('no VM was found on this host');
       log.hint('Try the machine that lives in this process: kvmi info embedded:');

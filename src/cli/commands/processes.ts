@@ -1,7 +1,7 @@
 import type { EnvironmentVariable, Process, Thread, TreeRow } from '../../linux/index.ts';
+import { printable } from '../../rows/printable.ts';
 import { argument, command, optionalArgument } from '../command.ts';
 import { LINUX_OPTIONS, type LinuxColumn, linuxRows, ofProcess, PID_ABOUT, pid } from '../linux.ts';
-import { printable } from '../output/printable.ts';
 import { OPTIONAL_VM, VM } from '../targets.ts';
 
 const PROCESS_COLUMNS: readonly LinuxColumn<Process>[] = [

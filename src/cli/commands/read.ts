@@ -1,13 +1,13 @@
+import { UsageError } from '../../error.ts';
+import { integer, place } from '../../input/values.ts';
+import type { Row } from '../../rows/columns.ts';
 import { argument, command, defaultOption, flag, optionalArgument } from '../command.ts';
 import type { Context } from '../context.ts';
-import { UsageError } from '../errors.ts';
 import { withGuest } from '../guest-session.ts';
 import { checkRange, Holes, physicalAddress, type ReadMemory, readRange } from '../memory.ts';
-import type { Row } from '../output/columns.ts';
 import { hexdump, hexRows } from '../output/hexdump.ts';
 import { withMachine } from '../session.ts';
 import { VM } from '../targets.ts';
-import { integer, place } from '../values.ts';
 import { vcpuOf } from './regs.ts';
 
 const DEFAULT_SIZE = 256;

@@ -1,14 +1,14 @@
 import { KVM_ERRNO } from '../../abi/index.ts';
 import { KvmiError } from '../../error.ts';
+import { integer, type Parse } from '../../input/values.ts';
 import { requireCapability } from '../../machine/index.ts';
+import { formatHex } from '../../rows/columns.ts';
 import type { Guest, GuestVcpu, Registers } from '../../tool/index.ts';
 import { ReplyError } from '../../wire/index.ts';
 import { command, defaultOption, flag, repeatedOption } from '../command.ts';
 import { withGuest } from '../guest-session.ts';
-import { formatHex } from '../output/columns.ts';
 import { generalRows, msrIndex, msrRows, systemRows } from '../registers.ts';
 import { OPTIONAL_VM } from '../targets.ts';
-import { integer, type Parse } from '../values.ts';
 
 /** A vCPU by index, or all of them. */
 export const vcpuOrAll: Parse<number | 'all'> = (text) =>

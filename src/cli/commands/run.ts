@@ -1,7 +1,7 @@
-import type { RunDialect } from '../../drivers/kvm/index.ts';
+import { UsageError } from '../../error.ts';
+import { oneOf } from '../../input/values.ts';
+import type { RunDialect } from '../../run/index.ts';
 import { command, defaultOption, flag } from '../command.ts';
-import { UsageError } from '../errors.ts';
-import { oneOf } from '../values.ts';
 
 const RUN_DIALECTS = ['auto', 'v9', 'v12'] as const satisfies readonly RunDialect[];
 
@@ -37,14 +37,14 @@ export const run = command({
   columns: [],
   runsProgram: true,
   // There are no rows: what is printed is the program's.
-  async *run({ program, signal, log, exitWith }, _none, { dialect, disabled }) {
+  async *run({ program, signal, log, unsafe, exitWith }, _none, { dialect, disabled }) {
     if (program.length === 0) {
       throw new UsageError('the program is missing', 'Give it after --: kvmi run -- PROGRAM ARGUMENT…');
     }
-    const { runUnderKvmi } = await import('../../drivers/kvm/index.ts');
+    const { runUnderKvmi } = await import('../../run/index.ts');
     // Only --timeout aborts; a SIGTERM of this process is passed on to the program.
     signal.addEventListener('abort', () => process.kill(process.pid, 'SIGTERM'), { once: true });
     log.info(`running ${program.join(' ')}`);
-    exitWith(await runUnderKvmi(program, { dialect, enabled: !disabled, log }));
+    exitWith(await runUnderKvmi(program, { dialect, enabled: !disabled, unsafe, log }));
   },
 });

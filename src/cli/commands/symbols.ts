@@ -1,13 +1,13 @@
 import type { Awaitable } from '../../awaitable.ts';
+import { UsageError } from '../../error.ts';
+import { type Place, place, text } from '../../input/values.ts';
 import type { Symbol as KernelSymbol, Linux, ModuleSymbol, Rows } from '../../linux/index.ts';
+import type { Row } from '../../rows/columns.ts';
 import { command, optionalArgument, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
-import { UsageError } from '../errors.ts';
 import { LINUX_OPTIONS, withLinux } from '../linux.ts';
 import { writeNewFile } from '../new-file.ts';
-import type { Row } from '../output/columns.ts';
 import { VM } from '../targets.ts';
-import { type Place, place, text } from '../values.ts';
 
 function rowOf(symbol: KernelSymbol | ModuleSymbol, offset = 0): Row {
   const { name, address, type } = symbol;

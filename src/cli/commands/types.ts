@@ -1,10 +1,10 @@
+import { text } from '../../input/values.ts';
 import type { TypedValue, TypeRow, Value } from '../../linux/index.ts';
+import type { Row } from '../../rows/columns.ts';
 import { argument, command } from '../command.ts';
 import { LINUX_OPTIONS, type LinuxColumn, linuxRows, withLinux } from '../linux.ts';
 import { writeNewFile } from '../new-file.ts';
-import type { Row } from '../output/columns.ts';
 import { VM } from '../targets.ts';
-import { text } from '../values.ts';
 
 const TYPE_COLUMNS: readonly LinuxColumn<TypeRow>[] = [
   {

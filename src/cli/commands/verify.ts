@@ -1,6 +1,6 @@
+import { text } from '../../input/values.ts';
 import { argument, command } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
-import { text } from '../values.ts';
 
 export const verify = command({
   name: 'verify',

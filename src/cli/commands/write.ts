@@ -1,15 +1,14 @@
 import { readFileSync } from 'node:fs';
 import type { Awaitable } from '../../awaitable.ts';
-import { KvmiError, messageOf } from '../../error.ts';
+import { KvmiError, messageOf, UsageError } from '../../error.ts';
+import { hexBytes, integer, place, text } from '../../input/values.ts';
 import { requireCapability } from '../../machine/index.ts';
+import { formatHex, type Row } from '../../rows/columns.ts';
 import { argument, command, defaultOption, flag, optionalArgument, valueOption } from '../command.ts';
-import { UsageError } from '../errors.ts';
 import { withGuest } from '../guest-session.ts';
 import { checkRange, physicalAddress, type ReadMemory } from '../memory.ts';
-import { formatHex, type Row } from '../output/columns.ts';
 import { withMachine } from '../session.ts';
 import { VM } from '../targets.ts';
-import { hexBytes, integer, place, text } from '../values.ts';
 import { vcpuOf } from './regs.ts';
 
 /** More is hardly meant, and would have to be held in memory twice. */

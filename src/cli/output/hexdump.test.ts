@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import type { Row } from './columns.ts';
+import type { Row } from '../../rows/columns.ts';
+import { PLAIN } from '../../rows/theme.ts';
 import { hexdump, hexRows } from './hexdump.ts';
-import { PLAIN } from './theme.ts';
 
 async function* each(rows: Iterable<Row>): AsyncGenerator<Row> {
   yield* rows;

@@ -1,5 +1,5 @@
-import type { Row } from './columns.ts';
-import type { Theme } from './theme.ts';
+import type { Row } from '../../rows/columns.ts';
+import type { Theme } from '../../rows/theme.ts';
 
 export const BYTES_PER_LINE = 16;
 

@@ -1,11 +1,11 @@
 import { KvmiError } from '../../error.ts';
+import { kvmDescriptors, statusNumber } from '../../system/proc.ts';
 import { kvmCapabilities } from './capabilities.ts';
 import { kvmFlavour } from './flavour.ts';
 import { KvmMachine, type KvmMachineOptions } from './machine.ts';
-import { oracleMemslots } from './oracle-memslots.ts';
-import { kvmDescriptors, statusNumber } from './proc.ts';
-import { VmFile } from './vm-file.ts';
-import { kernel } from './vmm.ts';
+import { oracleMemslots } from './slots/oracle-memslots.ts';
+import { VmFile } from './slots/vm-file.ts';
+import { kernel } from './thread/vmm.ts';
 
 export interface AttachOptions {
   readonly pid: number;

@@ -3,10 +3,10 @@ import { release } from 'node:os';
 import { getU64 } from '../../abi/bytes.ts';
 import { KVM, KVM_CAP } from '../../abi/kvm.ts';
 import { SECCOMP, SYS, UFFD } from '../../abi/linux.ts';
+import { errnoName, libc } from '../../system/libc.ts';
+import { readText } from '../../system/proc.ts';
 import { kvmFlavour } from './flavour.ts';
-import { errnoName, libc } from './libc.ts';
-import { readText } from './proc.ts';
-import { kernel } from './vmm.ts';
+import { kernel } from './thread/vmm.ts';
 
 /** One thing that is there or not. */
 export interface DoctorRow {

@@ -1,9 +1,9 @@
 import { messageOf } from '../../error.ts';
+import { kvmDescriptors, processes, statusNumber } from '../../system/proc.ts';
 import { kernelMemslots } from './attach.ts';
 import { nameOf } from './identity.ts';
-import { kvmDescriptors, processes, statusNumber } from './proc.ts';
-import { VmFile } from './vm-file.ts';
-import { kernel, Vmm } from './vmm.ts';
+import { VmFile } from './slots/vm-file.ts';
+import { kernel, Vmm } from './thread/vmm.ts';
 
 /** A VM on stock KVM of this host. */
 export interface KvmMachineRow {

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { readText, startTimeOf } from './proc.ts';
+import { readText, startTimeOf } from '../../system/proc.ts';
 
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 

@@ -2,5 +2,3 @@ export { type AttachOptions, attachKvm, type MachineSafety } from './attach.ts';
 export { type DoctorRow, doctorKvm } from './doctor.ts';
 export { findKvmMachines, type KvmMachineRow } from './find.ts';
 export { KvmMachine } from './machine.ts';
-export type { RunDialect } from './requests.ts';
-export { type RunOptions, runUnderKvmi } from './run.ts';

@@ -13,22 +13,22 @@ import {
   requireCapability,
   type Trap,
 } from '../../machine/index.ts';
+import { check, libc } from '../../system/libc.ts';
+import { startTimeOf } from '../../system/proc.ts';
+import { pump, type Watch } from '../../system/pump.ts';
 import { UNSAFE, UNSAFE_MSR, UNSAFE_WHEN_CONFINED } from './capabilities.ts';
-import { DEBUG_REGISTERS } from './debug-registers.ts';
 import { nameOf, uuidOf } from './identity.ts';
-import { check, libc } from './libc.ts';
-import { VmmMemory } from './memory.ts';
-import type { Memslot } from './memslots.ts';
-import { startTimeOf } from './proc.ts';
-import { pump, type Watch } from './pump.ts';
-import { undoSlots } from './slot-undo.ts';
-import { completeMsrWrite, StopServer } from './stop-server.ts';
-import { Threads } from './threads.ts';
-import { Traps } from './traps.ts';
+import { VmmMemory } from './slots/memory.ts';
+import type { Memslot } from './slots/memslots.ts';
+import { undoSlots } from './slots/slot-undo.ts';
+import type { VmFile } from './slots/vm-file.ts';
+import { Threads } from './thread/threads.ts';
+import type { HoldReason, VcpuThread } from './thread/vcpu-thread.ts';
+import { Vmm } from './thread/vmm.ts';
+import { DEBUG_REGISTERS } from './traps/debug-registers.ts';
+import { completeMsrWrite, StopServer } from './traps/stop-server.ts';
+import { Traps } from './traps/traps.ts';
 import { KvmVcpu, type VcpuOwner } from './vcpu.ts';
-import type { HoldReason, VcpuThread } from './vcpu-thread.ts';
-import type { VmFile } from './vm-file.ts';
-import { Vmm } from './vmm.ts';
 
 /** How often it is looked for new vCPUs, in ms. */
 const DISCOVERY_INTERVAL_MS = 200;

@@ -13,10 +13,10 @@ import { EVENT_MSRS, KVM_XSAVE_SIZE, kvmRegs, kvmSregs } from '../../abi/x86.ts'
 import { type Awaitable, deferred } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import type { CpuidLeaf, Exception, Gpa, Stop, Vcpu } from '../../machine/index.ts';
-import { SLOT } from './agent-code.ts';
-import { SystemError } from './libc.ts';
+import { SystemError } from '../../system/libc.ts';
 import { MTRR_MSRS, memoryType, msrValue, putMsrRequest, putMsrWrite } from './msrs.ts';
-import type { HoldReason, ThreadOwner, VcpuThread } from './vcpu-thread.ts';
+import { SLOT } from './thread/agent-code.ts';
+import type { HoldReason, ThreadOwner, VcpuThread } from './thread/vcpu-thread.ts';
 
 const MAX_CPUID_ENTRIES = 256;
 const CPUID_HEADER = 8;

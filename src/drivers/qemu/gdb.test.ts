@@ -5,9 +5,9 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { encodePacket, PacketDecoder } from '../../rsp/gdb-codec.ts';
+import { parseRegisters } from '../../rsp/gdb-target.ts';
 import { GdbClient } from './gdb.ts';
-import { encodePacket, PacketDecoder } from './gdb-codec.ts';
-import { parseRegisters } from './gdb-target.ts';
 
 const TARGET = `<?xml version="1.0"?><target><!-- <reg name="x" bitsize="64"/> -->
   <feature name="core">

@@ -8,8 +8,8 @@ import {
   registerToHex,
   type StopReply,
   threadId,
-} from './gdb-codec.ts';
-import { type GdbRegister, includedDocuments, parseRegisters } from './gdb-target.ts';
+} from '../../rsp/gdb-codec.ts';
+import { type GdbRegister, includedDocuments, parseRegisters } from '../../rsp/gdb-target.ts';
 
 /** A gdbstub that serves another client accepts a connection but never answers. */
 const FIRST_ANSWER_TIMEOUT_MS = 1500;

@@ -1,7 +1,7 @@
 import { closeSync, fstatSync, openSync, readSync, writeSync } from 'node:fs';
 import type { Awaitable } from '../../awaitable.ts';
 import { messageOf } from '../../error.ts';
-import { MappedFile } from './mapped-file.ts';
+import { MappedFile } from '../../system/mapped-file.ts';
 import { parseHostAddress, type RamRange } from './memory-map.ts';
 import { descriptorOf, type Mapping, readMappings } from './process.ts';
 import type { QmpTransport } from './qmp.ts';

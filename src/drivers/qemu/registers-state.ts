@@ -2,6 +2,7 @@ import { STATE_SIZE } from '../../abi/state.ts';
 import { kvmRegs } from '../../abi/x86.ts';
 import { KvmiError } from '../../error.ts';
 import { CapabilityError } from '../../machine/capabilities.ts';
+import { registerFromHex } from '../../rsp/gdb-codec.ts';
 import {
   type CpuState,
   clearBlock,
@@ -13,7 +14,6 @@ import {
   type SegmentCache,
 } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
-import { registerFromHex } from './gdb-codec.ts';
 import type { QmpTransport } from './qmp.ts';
 
 const CONTROL_REGISTERS = ['cr0', 'cr2', 'cr3', 'cr4', 'cr8', 'efer'] as const;

@@ -1,8 +1,8 @@
 import { gunzipSync, gzipSync } from 'node:zlib';
 import { KvmiError } from '../../error.ts';
 import type { Gva } from '../../machine/index.ts';
+import type { Walk } from '../../reading/walk.ts';
 import type { Session } from '../session.ts';
-import type { Walk } from '../walk.ts';
 import { type ModuleText, readModuleTexts, readText, type TextImage } from './code.ts';
 import { type Rights, readRights } from './credentials.ts';
 import { type DispatchTable, readTables } from './dispatch.ts';

@@ -1,8 +1,8 @@
 import { getS32, getU32, getU64 } from '../../abi/bytes.ts';
 import type { Gva } from '../../machine/index.ts';
+import { hex } from '../../reading/text.ts';
+import type { Walk } from '../../reading/walk.ts';
 import type { Session } from '../session.ts';
-import { hex } from '../text.ts';
-import type { Walk } from '../walk.ts';
 import type { TextImage } from './code.ts';
 import { SYSCALL_NAME, tableEntries } from './dispatch.ts';
 import type { Finding } from './finding.ts';

@@ -1,7 +1,7 @@
 import type { Gva } from '../../machine/index.ts';
+import type { Walk } from '../../reading/walk.ts';
 import { moduleList } from '../modules.ts';
 import type { Session } from '../session.ts';
-import type { Walk } from '../walk.ts';
 
 const MAX_TEXT = 256 << 20;
 

@@ -1,8 +1,8 @@
 import type { Gva } from '../../machine/index.ts';
+import { hex } from '../../reading/text.ts';
+import type { Walk } from '../../reading/walk.ts';
 import type { Obj, Session } from '../session.ts';
 import { taskList } from '../tasks.ts';
-import { hex } from '../text.ts';
-import type { Walk } from '../walk.ts';
 import type { Finding } from './finding.ts';
 
 /** Whose rights a process has, and where that is written. */

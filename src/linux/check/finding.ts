@@ -1,5 +1,5 @@
+import type { Walk } from '../../reading/walk.ts';
 import type { Session } from '../session.ts';
-import type { Walk } from '../walk.ts';
 
 /** Something that is not as it should be, with the evidence. */
 export interface Finding {

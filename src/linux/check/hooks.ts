@@ -1,10 +1,10 @@
 import type { Gva } from '../../machine/index.ts';
+import { hex } from '../../reading/text.ts';
+import type { Walk } from '../../reading/walk.ts';
 import { bpfPrograms } from '../bpf.ts';
 import { Bounds, chain } from '../list.ts';
 import { moduleSymbolLookup } from '../module-symbols.ts';
 import type { Obj, Session } from '../session.ts';
-import { hex } from '../text.ts';
-import type { Walk } from '../walk.ts';
 import type { Finding } from './finding.ts';
 import type { CodeTest } from './text.ts';
 

@@ -1,10 +1,10 @@
 import { getS32, getU32, getU64 } from '../../abi/bytes.ts';
 import { KvmiError } from '../../error.ts';
 import type { Gva } from '../../machine/index.ts';
-import { type Section, sectionsOf } from '../elf-file.ts';
+import { type Section, sectionsOf } from '../../reading/elf-file.ts';
+import { hex } from '../../reading/text.ts';
+import type { Walk } from '../../reading/walk.ts';
 import type { Session } from '../session.ts';
-import { hex } from '../text.ts';
-import type { Walk } from '../walk.ts';
 import { readText, type TextImage } from './code.ts';
 import { readTables } from './dispatch.ts';
 import type { Finding } from './finding.ts';

@@ -1,5 +1,5 @@
+import type { Walk } from '../../reading/walk.ts';
 import type { Session } from '../session.ts';
-import type { Walk } from '../walk.ts';
 import type { Baseline } from './baseline.ts';
 import { checkCredentials } from './credentials.ts';
 import { checkEntries, checkInterrupts, checkSyscalls, checkTables } from './dispatch.ts';

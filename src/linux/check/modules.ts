@@ -1,10 +1,10 @@
 import { getU64 } from '../../abi/bytes.ts';
 import { type Gva, leafMappings } from '../../machine/index.ts';
+import { hex } from '../../reading/text.ts';
+import { type Walk, wait } from '../../reading/walk.ts';
 import { listOf } from '../list.ts';
 import { type ModuleObject, moduleList } from '../modules.ts';
 import type { Session } from '../session.ts';
-import { hex } from '../text.ts';
-import { type Walk, wait } from '../walk.ts';
 import type { Finding } from './finding.ts';
 
 /** Modules that are in sysfs, or in the memory for modules, and not in the list of modules. */

@@ -1,11 +1,11 @@
 import { getS32, getU32, getU64 } from '../../abi/bytes.ts';
 import type { Gva } from '../../machine/index.ts';
+import { ramOf, scan } from '../../reading/scan.ts';
+import { hex, textOf } from '../../reading/text.ts';
+import type { Walk } from '../../reading/walk.ts';
 import { idrEntries, listLinks } from '../list.ts';
-import { ramOf, scan } from '../scan.ts';
 import type { Session } from '../session.ts';
 import { type Task, taskList, threadsOf } from '../tasks.ts';
-import { hex, textOf } from '../text.ts';
-import type { Walk } from '../walk.ts';
 import type { Finding } from './finding.ts';
 
 /** A task that one view of the kernel has. */

@@ -1,8 +1,8 @@
 import type { Gva } from '../../machine/index.ts';
+import { hex } from '../../reading/text.ts';
+import type { Walk } from '../../reading/walk.ts';
 import { memoriesOf, moduleList } from '../modules.ts';
 import type { Session } from '../session.ts';
-import { hex } from '../text.ts';
-import type { Walk } from '../walk.ts';
 import { checkDispatchers, checkFunctionStarts } from './branches.ts';
 import { type ModuleText, readModuleTexts, readText, type TextImage, textRange } from './code.ts';
 import type { Finding } from './finding.ts';

@@ -1,0 +1,2 @@
+export type { RunDialect } from './requests.ts';
+export { type RunOptions, runUnderKvmi } from './run.ts';

@@ -1,0 +1,46 @@
+import { KvmiError, UsageError } from '../error.ts';
+import type { Machine } from '../machine/index.ts';
+import type { Target } from './target.ts';
+
+/** Errors of a connection that mean: nobody is there. */
+const ABSENT: ReadonlySet<unknown> = new Set(['ENOENT', 'ECONNREFUSED']);
+
+/** A QMP socket that nobody listens at is a VM that does not exist. */
+function asNoVm(error: unknown, path: string): unknown {
+  if (!(error instanceof KvmiError) || error.code !== 'E_QMP_CONNECT') return error;
+  const { code } = (error.cause ?? {}) as NodeJS.ErrnoException;
+  if (!ABSENT.has(code)) return error;
+  return new KvmiError('E_NO_VM', `there is no VM at the QMP socket ${path}`, {
+    hint: 'Start QEMU with -qmp unix:PATH,server=on,wait=off, and give that path.',
+    data: { path },
+    cause: error,
+  });
+}
+
+/** Any QEMU, by its monitor socket. */
+export const QEMU_TARGET: Target = {
+  prefix: 'qemu',
+  syntax: 'PATH',
+  about: 'a QEMU by its QMP socket (-qmp unix:PATH,server=on,wait=off)',
+  async open(path): Promise<Machine> {
+    if (path === '') throw new UsageError('qemu: the path of a QMP socket is missing', 'qemu:/run/vm.qmp');
+    const { openQemu } = await import('../drivers/qemu/index.ts');
+    try {
+      return await openQemu({ qmp: path });
+    } catch (error) {
+      throw asNoVm(error, path);
+    }
+  },
+};
+
+/** A QEMU whose monitor libvirt holds, by the name of its domain. */
+export const LIBVIRT_TARGET: Target = {
+  prefix: 'libvirt',
+  syntax: 'DOMAIN',
+  about: 'a running QEMU domain of libvirt, through virsh',
+  async open(domain): Promise<Machine> {
+    if (domain === '') throw new UsageError('libvirt: the name of a domain is missing', 'libvirt:DOMAIN');
+    const { openQemu } = await import('../drivers/qemu/index.ts');
+    return openQemu({ libvirt: domain });
+  },
+};
