@@ -1,7 +1,8 @@
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
-import { hex, MAX_PACKET, unhex } from '../rsp/packets.ts';
+import { hex, unhex } from '../rsp/hex.ts';
+import { MAX_PACKET } from '../rsp/packets.ts';
 import type { GuestVcpu } from '../tool/index.ts';
 import type { Resumption } from './execution.ts';
 import { assignedValue, REGISTERS, registerText, TARGET_XML } from './registers.ts';

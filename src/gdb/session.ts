@@ -161,8 +161,7 @@ export class Session {
   }
 
   send(reply: string | Uint8Array): void {
-    const data = typeof reply === 'string' ? Buffer.from(reply, 'latin1') : reply;
-    const packet = new Uint8Array(encodePacket(data));
+    const packet = new Uint8Array(encodePacket(reply));
     this.#last = packet;
     this.#write(packet);
   }

@@ -5,8 +5,8 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { encodePacket, PacketDecoder } from '../../rsp/gdb-codec.ts';
-import { parseRegisters } from '../../rsp/gdb-target.ts';
+import { encodePacket as encode, PacketReader } from '../../rsp/packets.ts';
+import { parseRegisters } from '../../rsp/target-description.ts';
 import { GdbClient } from './gdb.ts';
 
 const TARGET = `<?xml version="1.0"?><target><!-- <reg name="x" bitsize="64"/> -->
@@ -25,11 +25,12 @@ async function withStub<T>(
 ): Promise<T> {
   const path = join(directory, 'stub');
   const server: Server = createServer((socket) => {
-    const decoder = new PacketDecoder();
+    const reader = new PacketReader();
     socket.on('error', () => {});
     socket.on('data', (chunk) => {
-      for (const packet of decoder.push(chunk)) {
-        const reply = answer(packet, socket);
+      for (const incoming of reader.feed(chunk)) {
+        if (incoming.kind !== 'packet') continue;
+        const reply = answer(Buffer.from(incoming.data).toString('latin1'), socket);
         if (reply !== undefined) socket.write(reply, 'latin1');
       }
     });
@@ -42,6 +43,8 @@ async function withStub<T>(
     server.close();
   }
 }
+
+const encodePacket = (data: string): string => Buffer.from(encode(data)).toString('latin1');
 
 function wellBehaved(packet: string): string | undefined {
   if (packet.startsWith('qSupported'))

@@ -1,15 +1,9 @@
 import { connect, type NetConnectOpts, type Socket } from 'node:net';
-import { KvmiError, messageOf } from '../../error.ts';
-import {
-  encodePacket,
-  PacketDecoder,
-  parseStopReply,
-  registerFromHex,
-  registerToHex,
-  type StopReply,
-  threadId,
-} from '../../rsp/gdb-codec.ts';
-import { type GdbRegister, includedDocuments, parseRegisters } from '../../rsp/gdb-target.ts';
+import { KvmiError } from '../../error.ts';
+import { registerFromHex, registerToHex } from '../../rsp/hex.ts';
+import { encodePacket, type Incoming, PacketReader } from '../../rsp/packets.ts';
+import { parseStopReply, type StopReply, threadId } from '../../rsp/stop-reply.ts';
+import { type GdbRegister, includedDocuments, parseRegisters } from '../../rsp/target-description.ts';
 
 /** A gdbstub that serves another client accepts a connection but never answers. */
 const FIRST_ANSWER_TIMEOUT_MS = 1500;
@@ -18,11 +12,14 @@ const COMMAND_TIMEOUT_MS = 10_000;
 const STOP_TIMEOUT_MS = 30_000;
 /** What one `m` or `M` can carry: two characters a byte, in QEMU's buffer of 4096. */
 const MEMORY_CHUNK = 2000;
+/** No packet of QEMU is longer: its buffer holds 4096 bytes, and a byte takes at most two characters. */
+const PACKET_LIMIT = 1 << 16;
 /** What one qXfer can carry. */
 const XFER_CHUNK = 0xffb;
 const XFER_LIMIT = 1 << 20;
 
-const INTERRUPT = '\x03';
+const INTERRUPT = Buffer.from('\x03');
+const ACKNOWLEDGEMENT = Buffer.from('+');
 
 /** What to set a breakpoint on: Z1 is an execution breakpoint that leaves guest memory alone, Z3 watches reads. */
 export type BreakpointType = 1 | 3;
@@ -44,7 +41,7 @@ interface Pending {
 export class GdbClient {
   readonly #socket: Socket;
   readonly #where: string;
-  readonly #decoder = new PacketDecoder();
+  readonly #reader = new PacketReader({ limit: PACKET_LIMIT, repeats: true });
   readonly #pending: Pending[] = [];
   #running = false;
   /** The first packets after connecting may be a stop reply that nobody asked for. */
@@ -283,17 +280,19 @@ export class GdbClient {
   }
 
   /** The acknowledgement of the last packet goes out with the next one: alone it could stop a running guest. */
-  #send(packet: string): void {
-    this.#socket.write(this.#unacknowledged ? `+${packet}` : packet, 'latin1');
+  #send(packet: Uint8Array): void {
+    this.#socket.write(this.#unacknowledged ? Buffer.concat([ACKNOWLEDGEMENT, packet]) : packet);
     this.#unacknowledged = false;
   }
 
   #receive(chunk: Buffer): void {
-    try {
-      for (const payload of this.#decoder.push(chunk)) this.#dispatch(payload);
-    } catch (error) {
-      this.#abort(error instanceof Error ? error : new Error(messageOf(error)));
-    }
+    for (const incoming of this.#reader.feed(chunk)) this.#take(incoming);
+  }
+
+  #take(incoming: Incoming): void {
+    if (incoming.kind === 'packet') this.#dispatch(Buffer.from(incoming.data).toString('latin1'));
+    else if (incoming.kind === 'corrupt' || incoming.kind === 'oversized')
+      this.#abort(damagedError(this.#where));
   }
 
   #dispatch(payload: string): void {
@@ -363,6 +362,10 @@ function closedError(where: string): KvmiError {
     'E_GDB_CLOSED',
     `the connection to the gdbstub at ${where} is closed: QEMU has ended or dropped it`,
   );
+}
+
+function damagedError(where: string): KvmiError {
+  return new KvmiError('E_GDB_PROTOCOL', `a packet of the gdbstub at ${where} is damaged or has no end`);
 }
 
 function timeoutError(command: string, where: string): KvmiError {

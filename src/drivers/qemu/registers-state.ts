@@ -2,7 +2,7 @@ import { STATE_SIZE } from '../../abi/state.ts';
 import { kvmRegs } from '../../abi/x86.ts';
 import { KvmiError } from '../../error.ts';
 import { CapabilityError } from '../../machine/capabilities.ts';
-import { registerFromHex } from '../../rsp/gdb-codec.ts';
+import { registerFromHex } from '../../rsp/hex.ts';
 import {
   type CpuState,
   clearBlock,

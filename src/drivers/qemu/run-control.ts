@@ -1,7 +1,7 @@
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { type Answer, CONTINUE, CRASH, type Stop } from '../../machine/stops.ts';
-import { SIGTRAP, type StopReply, threadId } from '../../rsp/gdb-codec.ts';
+import { SIGTRAP, type StopReply, threadId } from '../../rsp/stop-reply.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
 import type { QmpTransport } from './qmp.ts';

@@ -1,0 +1,29 @@
+/** Why the virtual CPUs stopped. */
+export interface StopReply {
+  readonly signal: number;
+  /** The vCPU that reported it; undefined when the reply names none. */
+  readonly vcpu: number | undefined;
+  /** True when a watchpoint fired. */
+  readonly watchpoint: boolean;
+}
+
+/** Numbers of signals as GDB has them. */
+export const SIGINT = 2;
+export const SIGTRAP = 5;
+
+/** Decodes `T05thread:p01.02;…` and `S05`; undefined for anything else, such as the exit of the VM (`W00`). */
+export function parseStopReply(payload: string): StopReply | undefined {
+  const match = /^[TS]([0-9a-f]{2})(.*)$/i.exec(payload);
+  if (match === null) return undefined;
+  const thread = /thread:(?:p[0-9a-f]+\.)?([0-9a-f]{1,8});/i.exec(match[2]!);
+  return {
+    signal: Number.parseInt(match[1]!, 16),
+    vcpu: thread === null ? undefined : Number.parseInt(thread[1]!, 16) - 1,
+    watchpoint: /(?:^|;)[ra]?watch:/.test(match[2]!),
+  };
+}
+
+/** How a stub of one process with a thread a vCPU names a vCPU. */
+export function threadId(vcpu: number): string {
+  return `p1.${(vcpu + 1).toString(16)}`;
+}
