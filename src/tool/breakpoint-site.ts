@@ -1,7 +1,7 @@
 import type { Gpa, Gva } from '../machine/index.ts';
 import { PAGE_SIZE } from '../machine/index.ts';
+import { type Effect, effectOf } from '../x86/effect.ts';
 import type { Breakpoint } from './breakpoints.ts';
-import { decodeInstruction, type Instruction } from './instruction.ts';
 import type { GuestMemory } from './memory.ts';
 
 export const INT3 = 0xcc;
@@ -22,7 +22,7 @@ export class BreakpointSite {
   /** The byte that int3 replaced. */
   readonly original: number;
   /** Undefined when it has to be single-stepped. */
-  instruction: Instruction | undefined;
+  instruction: Effect | undefined;
   /** A REP string instruction is done only when rip moves. */
   readonly repeats: boolean;
   readonly breakpoints: Breakpoint[] = [];
@@ -35,7 +35,7 @@ export class BreakpointSite {
     this.gpa = gpa;
     this.gva = gva;
     this.original = code[0]!;
-    this.instruction = decodeInstruction(code);
+    this.instruction = effectOf(code);
     this.repeats = (code[0] === 0xf2 || code[0] === 0xf3) && isString(code);
   }
 

@@ -1,11 +1,11 @@
 import { getU64, putU64 } from '../abi/bytes.ts';
 import { deferred } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
+import type { Effect } from '../x86/effect.ts';
 import type { BreakpointSite } from './breakpoint-site.ts';
 import type { GuestEvent } from './event.ts';
 import type { Guest } from './guest.ts';
 import { holdAll } from './hold.ts';
-import type { Instruction } from './instruction.ts';
 import type { Registers } from './registers.ts';
 import type { GuestVcpu } from './vcpu.ts';
 
@@ -21,7 +21,7 @@ const WHO = 'step-over';
 type BreakpointEvent = GuestEvent<'BREAKPOINT'>;
 
 /** Whether register values alone show all that the instruction does here. */
-function isPlain(instruction: Instruction, registers: Registers): boolean {
+function isPlain(instruction: Effect, registers: Registers): boolean {
   if (registers.mode !== 8 || (registers.rflags & RFLAGS_TF) !== 0n) return false;
   if (instruction.tracked && (registers.cr4 & CR4_CET) !== 0n) return false;
   if (instruction.stack !== 'push') return true;
@@ -48,7 +48,7 @@ export function carryOut(site: BreakpointSite, event: BreakpointEvent, otherwise
 
 /** The registers afterwards; undefined when the stack cannot be reached. */
 async function carryOutWithStack(
-  instruction: Instruction,
+  instruction: Effect,
   event: BreakpointEvent,
 ): Promise<Registers | undefined> {
   const { memory } = event.vcpu;

@@ -2,6 +2,7 @@ import { getRegister, putRegister } from '../../abi/state.ts';
 import { type LeafMapping, leafMappings } from '../../machine/leaf-mappings.ts';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import { type Paging, pagingOf } from '../../machine/paging.ts';
+import { isLegacyPrefix, isRex } from '../../x86/encodings.ts';
 
 /** Kernels with page-table isolation keep two tables side by side: this bit of CR3 tells the one of user mode. */
 const USER_TABLE = 0x1000n;
@@ -71,11 +72,5 @@ export async function findOpcode(
 
 /** Legacy and REX prefixes of 64-bit mode. */
 export function isPrefix(byte: number): boolean {
-  return isRex(byte) || LEGACY_PREFIXES.has(byte);
+  return isRex(byte) || isLegacyPrefix(byte);
 }
-
-export function isRex(byte: number): boolean {
-  return byte >= 0x40 && byte <= 0x4f;
-}
-
-const LEGACY_PREFIXES = new Set([0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3]);

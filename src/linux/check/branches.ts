@@ -1,7 +1,9 @@
-import { getS32, getU32, getU64 } from '../../abi/bytes.ts';
+import { getS32 } from '../../abi/bytes.ts';
 import type { Gva } from '../../machine/index.ts';
 import { hex } from '../../reading/text.ts';
 import type { Walk } from '../../reading/walk.ts';
+import { divertedTo } from '../../x86/branch.ts';
+import { afterEndbr } from '../../x86/instruction.ts';
 import type { Session } from '../session.ts';
 import type { TextImage } from './code.ts';
 import { SYSCALL_NAME, tableEntries } from './dispatch.ts';
@@ -9,9 +11,8 @@ import type { Finding } from './finding.ts';
 import { symbolic } from './hooks.ts';
 import type { Sites } from './sites.ts';
 
-/** The longest sequence of {@link targetOf}, with endbr64 before it. */
+/** The longest sequence of `divertedTo`, with endbr64 before it. */
 const LONGEST = 4 + 14;
-const ENDBR64 = 0xfa1e0ff3;
 
 /** Letters of functions in a table of symbols. */
 const CODE = new Set([...'TtWw'].map((letter) => letter.charCodeAt(0)));
@@ -33,8 +34,8 @@ export function checkFunctionStarts(session: Session, text: TextImage, sites: Si
     const address = addresses[i]!;
     if (address < text.start || address + BigInt(LONGEST) > end) continue;
     const at = Number(address - text.start);
-    const first = getU32(text.bytes, at) === ENDBR64 ? at + 4 : at;
-    const target = targetOf(text.bytes, first, text.start + BigInt(first));
+    const first = afterEndbr(text.bytes, at);
+    const target = divertedTo(text.bytes, first, text.start + BigInt(first));
     if (target === undefined || (target >= text.start && target < end)) continue;
     const site = sites.at.get(text.start + BigInt(first))?.kind;
     if (site === 'kprobe' || site === 'static call' || REDIRECTED.test(symbols.name(i))) continue;
@@ -47,37 +48,6 @@ export function checkFunctionStarts(session: Session, text: TextImage, sites: Si
     });
   }
   return findings;
-}
-
-/** Where an unconditional jump leads, in the forms that replace the start of a function. */
-function targetOf(bytes: Uint8Array, at: number, address: Gva): Gva | undefined {
-  switch (bytes[at]) {
-    // jmp rel32
-    case 0xe9:
-      return BigInt.asUintN(64, address + 5n + BigInt(getS32(bytes, at + 1)));
-    // push imm32, then ret, perhaps with the upper half written before: mov dword [rsp+4], imm32
-    case 0x68:
-      if (bytes[at + 5] === 0xc3) return BigInt.asUintN(64, BigInt(getS32(bytes, at + 1)));
-      if (getU32(bytes, at + 5) === 0x042444c7 && bytes[at + 13] === 0xc3)
-        return (BigInt(getU32(bytes, at + 9)) << 32n) | BigInt(getU32(bytes, at + 1));
-      return undefined;
-    // mov rax…rdi, imm64, then jmp to that register or push of it and ret
-    case 0x48: {
-      const register = bytes[at + 1]! - 0xb8;
-      if (register < 0 || register > 7) return undefined;
-      const jumps = bytes[at + 10] === 0xff && bytes[at + 11] === 0xe0 + register;
-      const returns = bytes[at + 10] === 0x50 + register && bytes[at + 11] === 0xc3;
-      return jumps || returns ? getU64(bytes, at + 2) : undefined;
-    }
-    // mov r8…r15, imm64, then jmp to that register
-    case 0x49: {
-      const register = bytes[at + 1]! - 0xb8;
-      const jumps = bytes[at + 10] === 0x41 && bytes[at + 11] === 0xff && bytes[at + 12] === 0xe0 + register;
-      return register >= 0 && register <= 7 && jumps ? getU64(bytes, at + 2) : undefined;
-    }
-    default:
-      return undefined;
-  }
 }
 
 /** Kernels that do not call through the table of system calls have a function with a direct call for each. */

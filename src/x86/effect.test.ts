@@ -1,10 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { type KvmRegs, kvmRegs, REGS_OFFSET, STATE_SIZE } from '../abi/index.ts';
+import type { KvmRegs } from '../abi/index.ts';
 import { compute } from './alu.ts';
-import { decodeInstruction } from './instruction.ts';
-import { type Registers, registersOf } from './registers.ts';
+import { effectOf } from './effect.ts';
 
 const RIP = 0xffffffff81000100n;
 const RSP = 0xffffc90000003f00n;
@@ -29,12 +28,6 @@ const start: KvmRegs = {
   rip: RIP,
   rflags: 0x246n,
 };
-
-function registersWith(values: KvmRegs): Registers {
-  const state = new Uint8Array(STATE_SIZE);
-  kvmRegs.write(state, REGS_OFFSET, values);
-  return registersOf(state, 'event');
-}
 
 function bytesOf(hex: string): Uint8Array {
   return Uint8Array.from(hex.split(' '), (byte) => Number.parseInt(byte, 16));
@@ -109,10 +102,10 @@ const rows: readonly Row[] = [
 for (const { hex, text, after = {}, stored = 0n, top = 0n } of rows) {
   test(`carries out ${text}`, () => {
     const bytes = bytesOf(hex);
-    const instruction = decodeInstruction(Uint8Array.of(...bytes, 0xcc, 0xcc));
+    const instruction = effectOf(Uint8Array.of(...bytes, 0xcc, 0xcc));
     assert.ok(instruction, 'is not decoded');
     assert.equal(instruction.length, bytes.length);
-    const registers = registersWith(start);
+    const registers = { ...start };
     assert.equal(instruction.run(registers, top), stored);
     const expected = { ...start, rip: RIP + BigInt(bytes.length), ...after };
     for (const [name, value] of Object.entries(expected)) {
@@ -123,7 +116,7 @@ for (const { hex, text, after = {}, stored = 0n, top = 0n } of rows) {
   test(`does not guess at a part of ${text}`, () => {
     const bytes = bytesOf(hex);
     for (let size = 0; size < bytes.length; size++) {
-      const part = decodeInstruction(bytes.subarray(0, size));
+      const part = effectOf(bytes.subarray(0, size));
       assert.ok(part === undefined || part.length <= size, `${size} bytes decode to ${part?.length}`);
     }
   });
@@ -151,12 +144,12 @@ const others: readonly [hex: string, text: string][] = [
 
 for (const [hex, text] of others) {
   test(`leaves ${text} to the processor`, () => {
-    assert.equal(decodeInstruction(bytesOf(hex)), undefined);
+    assert.equal(effectOf(bytesOf(hex)), undefined);
   });
 }
 
 test('endbr64 and call are marked: shadow stacks and branch tracking see them', () => {
-  const tracked = rows.filter(({ hex }) => decodeInstruction(bytesOf(hex))!.tracked).map(({ text }) => text);
+  const tracked = rows.filter(({ hex }) => effectOf(bytesOf(hex))!.tracked).map(({ text }) => text);
   assert.deepEqual(tracked, ['endbr64', 'call itself']);
 });
 
@@ -215,7 +208,7 @@ test('results and flags are those of one-bit adders', () => {
 test('random bytes are decoded to instructions of 1 to 15 bytes, or not at all', () => {
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 20 }), (bytes) => {
-      const instruction = decodeInstruction(bytes);
+      const instruction = effectOf(bytes);
       if (instruction) assert.ok(instruction.length >= 1 && instruction.length <= bytes.length);
     }),
     { numRuns: 20_000 },
