@@ -1,7 +1,10 @@
 export { Btf } from '../btf/btf.ts';
 export type * from '../btf/types.ts';
+export type { TypedValue } from '../reading/expression.ts';
+export type { QueryOptions, Rows } from '../reading/question.ts';
 export type { OnProgress, Progress } from '../reading/scan.ts';
 export { hex, printable } from '../reading/text.ts';
+export type { TypeRow, Value } from '../reading/values.ts';
 export { forAll, run, type Walk, wait } from '../reading/walk.ts';
 export type { BpfProgram } from './bpf.ts';
 export { defaultCacheDirectory } from './cache.ts';
@@ -14,7 +17,6 @@ export {
   type Hook,
 } from './check/index.ts';
 export type { EnvironmentVariable } from './environment.ts';
-export type { TypedValue } from './expression.ts';
 export type { OpenFile } from './files.ts';
 export { isf } from './isf.ts';
 export { type IsfFile, isfText } from './isf-format.ts';
@@ -26,12 +28,11 @@ export type { MemoryMap } from './maps.ts';
 export type { ModuleSymbol, ModuleSymbolAt } from './module-symbols.ts';
 export type { Module } from './modules.ts';
 export type { Mount } from './mounts.ts';
-export { type QueryOptions, type Rows, Session } from './session.ts';
+export { Session } from './session.ts';
 export type { Socket } from './sockets.ts';
 export { type Symbol, type SymbolAt, SymbolTable } from './symbols.ts';
 export { symbolsElf } from './symbols-elf.ts';
 export type { SystemInfo } from './system.ts';
 export type { Process, Thread, TreeRow } from './tasks.ts';
 export { typesFromFile } from './types-file.ts';
-export type { TypeRow, Value } from './values.ts';
 export { vmcoreinfoText } from './vmcoreinfo-text.ts';

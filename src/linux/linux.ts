@@ -3,7 +3,10 @@ import { Btf } from '../btf/btf.ts';
 import type { TypeSource } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva, Paging, PhysicalMemory } from '../machine/index.ts';
+import { evaluate, type TypedValue } from '../reading/expression.ts';
+import type { QueryOptions, Rows } from '../reading/question.ts';
 import type { OnProgress } from '../reading/scan.ts';
+import { type TypeRow, typeRows } from '../reading/values.ts';
 import { run, type Walk, wait } from '../reading/walk.ts';
 import { type BpfProgram, bpfPrograms } from './bpf.ts';
 import { defaultCacheDirectory, type Source, storeCached } from './cache.ts';
@@ -17,7 +20,6 @@ import {
   takeBaseline,
 } from './check/index.ts';
 import { type EnvironmentVariable, environment } from './environment.ts';
-import { evaluate, type TypedValue } from './expression.ts';
 import { type OpenFile, openFiles } from './files.ts';
 import { type FoundKernel, findKernel } from './find.ts';
 import { Kernel } from './kernel.ts';
@@ -30,14 +32,15 @@ import {
   moduleSymbolLookup,
   moduleSymbols,
 } from './module-symbols.ts';
+import { typeNamed } from './module-types.ts';
 import { type Module, modules } from './modules.ts';
 import { type Mount, mounts } from './mounts.ts';
-import { type QueryOptions, type Rows, Session } from './session.ts';
+import { namesOf } from './names.ts';
+import { Session } from './session.ts';
 import { type Socket, sockets } from './sockets.ts';
 import type { SymbolTable } from './symbols.ts';
 import { type SystemInfo, systemInfo } from './system.ts';
 import { type Process, processes, type Thread, type TreeRow, threads, treeOf } from './tasks.ts';
-import { type TypeRow, typeRows } from './values.ts';
 
 export interface FindOptions {
   readonly onProgress?: OnProgress;
@@ -172,13 +175,18 @@ export class Linux {
    * are found as well; `MODULE:NAME` says which one is meant.
    */
   type(name: string): Awaitable<Rows<TypeRow>> {
-    return this.query((session) => typeRows(session, name));
+    return this.query(function* (session) {
+      const type = yield* typeNamed(session, name);
+      if (type === undefined)
+        throw new KvmiError('E_TYPE', `neither the kernel nor a module of it has a type ${name}`);
+      return typeRows(type, name);
+    });
   }
 
   /** Reads a variable as a typed value: `print('init_task.comm')`, `print('(task_struct)0xffff….mm->pgd')`. */
   print(expression: string): Awaitable<Rows<TypedValue>> {
     return this.query(function* (session) {
-      return [yield* evaluate(session, expression)];
+      return [yield* evaluate(expression, namesOf(session), session.space, (reason) => session.note(reason))];
     });
   }
 

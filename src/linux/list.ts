@@ -1,4 +1,5 @@
 import type { Gva } from '../machine/index.ts';
+import { Bounds, isKernelPointer } from '../reading/bounds.ts';
 import type { Walk } from '../reading/walk.ts';
 import type { FieldName, StructName } from './layout.ts';
 import type { Obj, Session } from './session.ts';
@@ -7,38 +8,6 @@ import type { Obj, Session } from './session.ts';
  * The kernel's containers. Each walk ends: at what it has seen before, at the limit, when the time is up, and at a
  * pointer that leads nowhere. What it found until then is the answer, and the session knows why there is no more.
  */
-
-/** Addresses in the upper half, aligned as every structure is. */
-export function isKernelPointer(gva: Gva, alignment = 8n): boolean {
-  return gva >= 0xff00_0000_0000_0000n && gva % alignment === 0n;
-}
-
-/** Bounds one walk over a container. */
-export class Bounds {
-  readonly #session: Session;
-  readonly #what: string;
-  readonly #seen = new Set<Gva>();
-
-  constructor(session: Session, what: string) {
-    this.#session = session;
-    this.#what = what;
-  }
-
-  /** Whether to go on with what is at `gva`; notes why when not. */
-  allows(gva: Gva): boolean {
-    if (!isKernelPointer(gva)) return this.#end(`leads to 0x${gva.toString(16)}, which is no address`);
-    if (this.#seen.has(gva)) return this.#end('goes in a circle');
-    if (this.#seen.size >= this.#session.limit)
-      return this.#end(`has more than ${this.#session.limit} entries`);
-    this.#seen.add(gva);
-    return (this.#seen.size & 63) !== 0 || this.#session.hasTime();
-  }
-
-  #end(why: string): false {
-    this.#session.note(`${this.#what} ${why}`);
-    return false;
-  }
-}
 
 /** The entries of a circular list_head, without its head: addresses of the links. */
 export function* listLinks(session: Session, head: Gva, what: string): Walk<Gva[]> {

@@ -1,8 +1,8 @@
 import { getU64 } from '../abi/bytes.ts';
 import type { Gva } from '../machine/index.ts';
+import { Bounds, isKernelPointer } from '../reading/bounds.ts';
 import { hex } from '../reading/text.ts';
 import type { Walk } from '../reading/walk.ts';
-import { Bounds, isKernelPointer } from './list.ts';
 import { Paths } from './paths.ts';
 import type { Obj, Session } from './session.ts';
 import { type Task, taskList } from './tasks.ts';

@@ -2,29 +2,12 @@ import { getS32, getU16, getU32, getU64 } from '../abi/bytes.ts';
 import type { Field } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva, PhysicalMemory } from '../machine/index.ts';
+import { type QueryOptions, Question } from '../reading/question.ts';
 import { Space } from '../reading/space.ts';
 import { textOf } from '../reading/text.ts';
 import type { Walk } from '../reading/walk.ts';
 import type { Kernel } from './kernel.ts';
 import { type FieldName, noField, type StructLayout, type StructName } from './layout.ts';
-
-/** A list of plain objects. `partial` when something is missing, and `reasons` says what. */
-export interface Rows<T> {
-  readonly rows: T[];
-  readonly partial: boolean;
-  readonly reasons: readonly string[];
-}
-
-export interface QueryOptions {
-  /** Rows to answer at most; 262,144 unless told. */
-  readonly limit?: number;
-  /** When to stop and answer what there is, in milliseconds; 10,000 unless told. */
-  readonly timeoutMs?: number;
-}
-
-const DEFAULT_LIMIT = 262_144;
-const DEFAULT_TIMEOUT_MS = 10_000;
-const MAX_REASONS = 20;
 
 /** A structure as it was when it was copied. */
 export class Obj<S extends StructName> {
@@ -106,72 +89,25 @@ function bitsOf(bytes: Uint8Array, at: number, { size, bitOffset = 0, bitSize = 
   return signed ? BigInt.asIntN(bitSize, value) : value;
 }
 
-/** One question to a kernel: its memory as far as it was read, and what went wrong on the way. */
-export class Session {
+/** One question to a kernel, with its memory as far as it was read. */
+export class Session extends Question {
   readonly kernel: Kernel;
   readonly space: Space;
-  readonly limit: number;
-  readonly #deadline: number;
-  readonly #reasons = new Set<string>();
   readonly #spaces = new Map<Gva, Space | undefined>();
 
   constructor(kernel: Kernel, options: QueryOptions = {}) {
+    super(options);
     this.kernel = kernel;
     this.space = new Space(kernel.memory, kernel.paging);
-    this.limit = options.limit ?? DEFAULT_LIMIT;
-    this.#deadline = performance.now() + (options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
   }
 
   get memory(): PhysicalMemory {
     return this.kernel.memory;
   }
 
-  get reasons(): readonly string[] {
-    return [...this.#reasons];
-  }
-
-  /** Notes that something is missing. */
-  note(reason: string): void {
-    if (this.#reasons.size < MAX_REASONS) this.#reasons.add(reason);
-    else if (this.#reasons.size === MAX_REASONS) this.#reasons.add('and more');
-  }
-
-  /** Whether there is time left; notes it when there is not. */
-  hasTime(): boolean {
-    if (performance.now() < this.#deadline) return true;
-    this.note('stopped when the time was up');
-    return false;
-  }
-
-  /** The items, as long as there is time. */
-  *timely<T>(items: Iterable<T>): IterableIterator<T> {
-    for (const item of items) {
-      if (!this.hasTime()) return;
-      yield item;
-    }
-  }
-
-  /** Whether one more row fits, when there are `count`; notes it when it does not. */
-  hasRoom(count: number, what: string): boolean {
-    if (count < this.limit) return true;
-    this.note(`more than ${this.limit} ${what}`);
-    return false;
-  }
-
   /** The same question anew: nothing that was read is known any more, and what is left of the time stays. */
   again(): Session {
-    return new Session(this.kernel, { limit: this.limit, timeoutMs: this.#deadline - performance.now() });
-  }
-
-  /** The walk's value; when it fails because of what is in guest memory, a note and `otherwise`. */
-  *attempt<T>(what: string, walk: Walk<T>, otherwise: T): Walk<T> {
-    try {
-      return yield* walk;
-    } catch (error) {
-      if (!(error instanceof KvmiError)) throw error;
-      this.note(`${what}: ${error.message}`);
-      return otherwise;
-    }
+    return new Session(this.kernel, this.rest);
   }
 
   /** Copies the fields of a structure. */
@@ -202,10 +138,6 @@ export class Session {
   /** The address of a kernel symbol; throws when there is none. */
   symbol(name: string): Gva {
     return this.kernel.symbols.require(name);
-  }
-
-  rows<T>(rows: T[]): Rows<T> {
-    return { rows, partial: this.#reasons.size > 0, reasons: this.reasons };
   }
 }
 

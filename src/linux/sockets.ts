@@ -1,10 +1,11 @@
 import { getU16 } from '../abi/bytes.ts';
 import type { Gva } from '../machine/index.ts';
+import { Bounds, isKernelPointer } from '../reading/bounds.ts';
 import { hex, textOf } from '../reading/text.ts';
 import type { Walk } from '../reading/walk.ts';
 import { formatAddress } from './address-text.ts';
 import { descriptorsOf } from './files.ts';
-import { Bounds, chain, isKernelPointer, listOf } from './list.ts';
+import { chain, listOf } from './list.ts';
 import type { Obj, Session } from './session.ts';
 import { taskList } from './tasks.ts';
 

@@ -1,8 +1,9 @@
 import type { Gva } from '../../machine/index.ts';
+import { Bounds } from '../../reading/bounds.ts';
 import { hex } from '../../reading/text.ts';
 import type { Walk } from '../../reading/walk.ts';
 import { bpfPrograms } from '../bpf.ts';
-import { Bounds, chain } from '../list.ts';
+import { chain } from '../list.ts';
 import { moduleSymbolLookup } from '../module-symbols.ts';
 import type { Obj, Session } from '../session.ts';
 import type { Finding } from './finding.ts';

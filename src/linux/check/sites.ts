@@ -1,7 +1,7 @@
 import { getS32, getU64 } from '../../abi/bytes.ts';
 import type { Gva } from '../../machine/index.ts';
+import { Bounds } from '../../reading/bounds.ts';
 import type { Walk } from '../../reading/walk.ts';
-import { Bounds } from '../list.ts';
 import { type ModuleObject, moduleList } from '../modules.ts';
 import type { Session } from '../session.ts';
 import { directCalls, kprobeAddresses, trampolines } from './hooks.ts';

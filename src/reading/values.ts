@@ -1,11 +1,9 @@
 import { getU64 } from '../abi/bytes.ts';
 import { type EnumType, fieldAt, type Place, sizeOf, strip, type Type } from '../btf/types.ts';
-import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
-import { hex, textOf } from '../reading/text.ts';
-import type { Walk } from '../reading/walk.ts';
-import { typeNamed } from './module-types.ts';
-import type { Session } from './session.ts';
+import type { Space } from './space.ts';
+import { hex, textOf } from './text.ts';
+import type { Walk } from './walk.ts';
 
 /** A C value: numbers (bigint beyond 2^53), text for char arrays, `0x…` for pointers, names for enumerators. */
 export type Value =
@@ -51,11 +49,8 @@ export function typeName(type: Type, depth = 0): string {
   }
 }
 
-/** The members of a structure, or the values of an enumeration; `MODULE:NAME` is a type of a module. */
-export function* typeRows(session: Session, name: string): Walk<TypeRow[]> {
-  const type = yield* typeNamed(session, name);
-  if (type === undefined)
-    throw new KvmiError('E_TYPE', `neither the kernel nor a module of it has a type ${name}`);
+/** The members of a structure, or the values of an enumeration. `name` is what the type is called. */
+export function typeRows(type: Type, name: string): TypeRow[] {
   const stripped = strip(type);
   if (stripped.kind === 'enum') return enumRows(stripped);
   if (stripped.kind !== 'struct' && stripped.kind !== 'union')
@@ -74,12 +69,17 @@ function enumRows({ values, size }: EnumType): TypeRow[] {
 }
 
 /** Reads what is at `place` behind `gva`. */
-export function* readValue(session: Session, gva: Gva, place: Place): Walk<Value> {
+export function* readValue(
+  space: Space,
+  gva: Gva,
+  place: Place,
+  note: (reason: string) => void,
+): Walk<Value> {
   const { offset, size } = fieldAt(place);
-  const bytes = yield* session.space.read(gva + BigInt(offset), size);
+  const bytes = yield* space.read(gva + BigInt(offset), size);
   const budget = { parts: MAX_PARTS };
   const value = decode(bytes, { ...place, bitOffset: place.bitOffset - offset * 8 }, budget, 0);
-  if (budget.parts <= 0) session.note(`a value was cut at ${MAX_PARTS} members`);
+  if (budget.parts <= 0) note(`a value was cut at ${MAX_PARTS} members`);
   return value;
 }
 

@@ -1,13 +1,20 @@
 import { descend, type Place, sizeOf, strip, type Type } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
-import { hex } from '../reading/text.ts';
-import type { Walk } from '../reading/walk.ts';
-import { VARIABLES } from './layout.ts';
-import { moduleSymbols } from './module-symbols.ts';
-import { moduleTypes, typeNamed } from './module-types.ts';
-import type { Session } from './session.ts';
+import type { Space } from './space.ts';
+import { hex } from './text.ts';
 import { readValue, typeName, type Value } from './values.ts';
+import type { Walk } from './walk.ts';
+
+/** Where the names in an expression are looked up. They may be qualified: `MODULE:NAME`. */
+export interface Names {
+  /** The address of a symbol. */
+  address(name: string): Walk<Gva | undefined>;
+  /** A type, by its name with or without `struct`. */
+  type(name: string): Walk<Type | undefined>;
+  /** The type of a variable. */
+  variable(name: string): Walk<Type | undefined>;
+}
 
 /** What an expression stands for. */
 export interface TypedValue {
@@ -25,8 +32,13 @@ function invalid(expression: string, why: string): KvmiError {
 }
 
 /** Evaluates `init_task.comm` and the like. Throws a KvmiError with code E_EXPRESSION when it makes no sense. */
-export function* evaluate(session: Session, expression: string): Walk<TypedValue> {
-  const { address, type, rest } = yield* startOf(session, expression);
+export function* evaluate(
+  expression: string,
+  names: Names,
+  space: Space,
+  note: (reason: string) => void,
+): Walk<TypedValue> {
+  const { address, type, rest } = yield* startOf(expression, names);
   let gva = address;
   let place: Place = { type, bitOffset: 0, bitSize: 0 };
   const step = /\s*(?:(->|\.)\s*([A-Za-z_]\w*)|\[\s*(\d{1,9})\s*\])/y;
@@ -36,7 +48,7 @@ export function* evaluate(session: Session, expression: string): Walk<TypedValue
     if (match === null) throw invalid(expression, `"${rest.slice(from)}" is neither a member nor an index`);
     const pointer = strip(place.type);
     if (pointer.kind === 'pointer') {
-      gva = yield* session.space.u64(gva + BigInt(place.bitOffset >>> 3));
+      gva = yield* space.u64(gva + BigInt(place.bitOffset >>> 3));
       place = { type: pointer.target(), bitOffset: 0, bitSize: 0 };
       if (match[3] !== undefined) {
         gva += BigInt(Number(match[3]) * sizeOf(place.type));
@@ -53,59 +65,34 @@ export function* evaluate(session: Session, expression: string): Walk<TypedValue
     expression,
     type: typeName(place.type),
     address: hex(at),
-    value: yield* readValue(session, gva, place),
+    value: yield* readValue(space, gva, place, note),
   };
 }
 
 const CAST = /^\s*\*?\(\s*((?:[\w-]+:)?\s*[\w\s]+?)\s*\*?\s*\)\s*((?:[A-Za-z_][\w-]*:)?\w+)/;
 const VARIABLE = /^\s*((?:[A-Za-z_][\w-]*:)?[A-Za-z_][\w.]*?)(?=\s*(?:->|\.|\[|$))/;
 
-function* startOf(session: Session, expression: string) {
+function* startOf(expression: string, names: Names) {
   const cast = CAST.exec(expression);
   if (cast !== null) {
-    const type = yield* typeNamed(session, cast[1]!);
-    const address = yield* addressOf(session, cast[2]!);
+    const type = yield* names.type(cast[1]!);
+    const address = yield* addressOf(cast[2]!, names);
     if (type === undefined) throw invalid(expression, `the kernel has no type ${cast[1]}`);
     if (address === undefined) throw invalid(expression, `${cast[2]} is neither an address nor a symbol`);
     return { type, address, rest: expression.slice(cast[0].length) };
   }
   const name = VARIABLE.exec(expression);
-  const symbol = name && (yield* addressOf(session, name[1]!));
+  const symbol = name && (yield* addressOf(name[1]!, names));
   if (name === null || symbol === null || symbol === undefined)
     throw invalid(expression, 'it starts with no symbol of the kernel or of a module');
-  const type = yield* typeOfVariable(session, name[1]!);
+  const type = yield* names.variable(name[1]!);
   if (type === undefined)
     throw invalid(expression, `the type of ${name[1]} is not known; write (TYPE)${name[1]}`);
   return { type, address: symbol, rest: expression.slice(name[0].length) };
 }
 
-function* typeOfVariable(session: Session, qualified: string): Walk<Type | undefined> {
-  const [module, name] = splitQualified(qualified);
-  if (module === undefined) {
-    const types = yield* session.kernel.loadTypes();
-    const known = VARIABLES[name];
-    const type = types.variable(name) ?? (known === undefined ? undefined : types.find(known));
-    if (type !== undefined) return type;
-  }
-  for (const each of yield* moduleTypes(session)) {
-    const type = module === undefined || each.module === module ? each.types.variable(name) : undefined;
-    if (type !== undefined) return type;
-  }
-  return undefined;
-}
-
-function splitQualified(text: string): [module: string | undefined, name: string] {
-  const colon = text.indexOf(':');
-  return colon < 0 ? [undefined, text] : [text.slice(0, colon), text.slice(colon + 1)];
-}
-
-/** Of a symbol of the kernel, or else of a module (`MODULE:NAME`), or as it is written. */
-function* addressOf(session: Session, text: string): Walk<Gva | undefined> {
-  const [module, name] = splitQualified(text);
-  if (module === undefined) {
-    if (/^(0x[0-9a-fA-F]{1,16}|\d{1,20})$/.test(text)) return BigInt.asUintN(64, BigInt(text));
-    const address = session.kernel.symbols.address(text);
-    if (address !== undefined) return address;
-  }
-  return (yield* moduleSymbols(session, module)).find((symbol) => symbol.name === name)?.address;
+/** Of a symbol, or as it is written. */
+function* addressOf(text: string, names: Names): Walk<Gva | undefined> {
+  if (/^(0x[0-9a-fA-F]{1,16}|\d{1,20})$/.test(text)) return BigInt.asUintN(64, BigInt(text));
+  return yield* names.address(text);
 }
