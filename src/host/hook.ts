@@ -117,7 +117,7 @@ export class Hook {
     this.vcpus[vcpu.index] = hooked;
     if (this.vmEvents.has('CREATE_VCPU')) {
       hooked.announce = true;
-      void vcpu.request();
+      void this.guarded(() => vcpu.request());
     }
     return hooked;
   }
@@ -142,9 +142,11 @@ export class Hook {
     this.#ended = true;
     this.channel.shutdown();
     if (this.rules.logsHook) this.log.info('Unhooking VM');
-    const released = attempt(
-      () => forEachThen(this.vcpus, (vcpu) => vcpu.release()),
-      (error) => this.log.error(`releasing vCPUs: ${messageOf(error)}`),
+    const released = forEachThen(this.vcpus, (vcpu) =>
+      attempt(
+        () => vcpu.release(),
+        (error) => this.log.error(`releasing vCPU ${vcpu.index}: ${messageOf(error)}`),
+      ),
     );
     void Promise.resolve(released).then(() => {
       this.put();

@@ -98,7 +98,7 @@ export class HookedVcpu {
     }
     this.#jobs.push(job);
     if (!this.waiting) {
-      void this.vcpu.request();
+      this.#request();
     } else if (!this.#running) {
       void this.#drain();
     }
@@ -114,7 +114,11 @@ export class HookedVcpu {
       if (isPending(done)) return done.then(() => this.#drain(event));
     }
     this.#running = false;
-    if (this.#jobs.length > 0 && !this.waiting) void this.vcpu.request();
+    if (this.#jobs.length > 0 && !this.waiting) this.#request();
+  }
+
+  #request(): void {
+    void this.hook.guarded(() => this.vcpu.request());
   }
 
   /** The machine's answer to `Vcpu.request`: jobs first, then one event a pause request. */

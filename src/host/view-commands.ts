@@ -1,6 +1,6 @@
 import { getU16 } from '../abi/bytes.ts';
 import { KVM_ERRNO } from '../abi/errno.ts';
-import { type Awaitable, forEachThen, then } from '../awaitable.ts';
+import { type Awaitable, then } from '../awaitable.ts';
 import {
   CapabilityError,
   type CapabilityName,
@@ -11,6 +11,7 @@ import {
 } from '../machine/index.ts';
 import { changeGfnPlain, changeGfnWithView } from '../wire/index.ts';
 import type { VcpuHandler, VcpuHandlers, VmHandler, VmHandlers } from './handlers.ts';
+import { applyAll } from './outcome.ts';
 
 /*
  * The optional half of dialect v7: alternative views, sub-page write rights, frames that come and go. A
@@ -54,17 +55,13 @@ const controlSpp: VmHandler<'VM_CONTROL_SPP'> = ({ machine }, { padding }) => {
   return 0;
 };
 
-const setPageWriteBitmap: VmHandler<'VM_SET_PAGE_WRITE_BITMAP'> = ({ machine }, { body, padding }) => {
+const setPageWriteBitmap: VmHandler<'VM_SET_PAGE_WRITE_BITMAP'> = ({ machine, log }, { body, padding }) => {
   const views = machine.views;
   if (!views?.setWriteBitmap) throw absent(machine, 'sub-page');
   if (!body || padding || !views.exists(body.view)) return KVM_EINVAL;
-  let first = 0;
-  const done = forEachThen(body.entries, ({ gpa, bitmap }) =>
-    then(views.setWriteBitmap!(body.view, gfnOf(gpa), bitmap), (ok) => {
-      if (!ok && first === 0) first = KVM_ENOENT;
-    }),
+  return applyAll(body.entries, log, 'VM_SET_PAGE_WRITE_BITMAP', ({ gpa, bitmap }) =>
+    okOr(views.setWriteBitmap!(body.view, gfnOf(gpa), bitmap), KVM_ENOENT),
   );
-  return then(done, () => first);
 };
 
 const switchView: VcpuHandler<'VCPU_SET_EPT_VIEW'> = ({ vcpu, hook }, { body, padding }) =>
