@@ -91,16 +91,16 @@ const noVirtualizationException = (machine: Machine): never => {
 };
 
 /** What the receiver carries out. */
-export const VM_VIEW_COMMANDS: VmHandlers = {
+export const VM_VIEW_COMMANDS = {
   VM_CREATE_EPT_VIEW: createView,
   VM_DESTROY_EPT_VIEW: destroyView,
   VM_CONTROL_SPP: controlSpp,
   VM_SET_PAGE_WRITE_BITMAP: setPageWriteBitmap,
   VM_SET_PAGE_SVE: ({ machine }) => noVirtualizationException(machine),
-};
+} satisfies Partial<VmHandlers>;
 
 /** What a vCPU carries out. */
-export const VCPU_VIEW_COMMANDS: VcpuHandlers = {
+export const VCPU_VIEW_COMMANDS = {
   VCPU_SET_EPT_VIEW: switchView,
   VCPU_GET_EPT_VIEW: ({ vcpu, hook }) => ({ view: hook.machine.views?.current(vcpu) ?? 0 }),
   VCPU_CONTROL_EPT_VIEW: controlView,
@@ -109,4 +109,4 @@ export const VCPU_VIEW_COMMANDS: VcpuHandlers = {
   VCPU_FREE_GFN: ({ hook }, { body }) => okOr(framesOf(hook.machine).free(body!.gfn), KVM_ENOENT),
   VCPU_SET_VE_INFO: ({ hook }) => noVirtualizationException(hook.machine),
   VCPU_DISABLE_VE: ({ hook }) => noVirtualizationException(hook.machine),
-};
+} satisfies Partial<VcpuHandlers>;

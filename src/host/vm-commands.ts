@@ -10,8 +10,8 @@ import {
   requireCapability,
 } from '../machine/index.ts';
 import { MAX_PAYLOAD, type PageAccessEntry, type Replies } from '../wire/index.ts';
+import type { HookContext } from './context.ts';
 import type { VmHandler, VmHandlers } from './handlers.ts';
-import type { Hook } from './hook.ts';
 import { applyAll, bytesOf, bytesReply, type Outcome, refuse } from './outcome.ts';
 
 const { KVM_EBUSY, KVM_EINVAL, KVM_ENOENT, KVM_EPERM } = KVM_ERRNO;
@@ -123,7 +123,7 @@ const setPageAccess: VmHandler<'VM_SET_PAGE_ACCESS'> = (hook, { body, padding })
 };
 
 /** One entry of VM_SET_PAGE_ACCESS. */
-function setOnePage(hook: Hook, entry: PageAccessEntry, view: number): Awaitable<number> {
+function setOnePage(hook: HookContext, entry: PageAccessEntry, view: number): Awaitable<number> {
   const { machine, rules } = hook;
   const { gpa, access, visible = 0 } = entry;
   if (access & ~ACCESS.all || entry.padding || visible > 1) return KVM_EINVAL;
@@ -145,12 +145,12 @@ const DENIED: readonly (readonly [number, CapabilityName])[] = [
   [ACCESS.execute, 'page-execute'],
 ];
 
-const controlCmdResponse: VmHandler<'VM_CONTROL_CMD_RESPONSE'> = (hook, { body, padding }, request) => {
+const controlCmdResponse: VmHandler<'VM_CONTROL_CMD_RESPONSE'> = (hook, { body, padding }, answering) => {
   const { enable, now, flags } = body!;
   if (padding || flags > 1) return refuse('close', 'VM_CONTROL_CMD_RESPONSE: padding is not zero');
   hook.responses.enabled = enable !== 0;
   hook.responses.errorsAsEvents = (flags & 1) !== 0;
-  if (now) request.silent = enable === 0;
+  if (now) answering.silent = enable === 0;
   return 0;
 };
 
@@ -173,7 +173,7 @@ const getMapToken: VmHandler<'VM_GET_MAP_TOKEN'> = (hook): Outcome<'VM_GET_MAP_T
 };
 
 /** The commands that the receiver carries out, views excepted. */
-export const VM_COMMANDS: VmHandlers = {
+export const VM_COMMANDS = {
   GET_VERSION: getVersion,
   VM_CHECK_COMMAND: checkCommand,
   VM_CHECK_EVENT: checkEvent,
@@ -189,4 +189,4 @@ export const VM_COMMANDS: VmHandlers = {
   VM_QUERY_PHYSICAL: queryPhysical,
   VM_GET_NEXT_AVAILABLE_GFN: nextAvailableGfn,
   VM_GET_MAP_TOKEN: getMapToken,
-};
+} satisfies Partial<VmHandlers>;
