@@ -57,6 +57,14 @@ module.exports = {
       to: { circular: true, viaOnly: { dependencyTypesNot: ['type-only'] } },
     },
     {
+      name: 'one-way',
+      severity: 'error',
+      comment:
+        'in these rooms not even types go in a circle: what a file needs of its owner is an interface of its own',
+      from: { path: '^src/(abi|host|machine|transport|wire)/' },
+      to: { circular: true },
+    },
+    {
       name: 'no-test-code',
       severity: 'error',
       from: { path: '^src/', pathNot: '\\.test\\.ts$' },

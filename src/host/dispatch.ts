@@ -4,30 +4,41 @@ import {
   type CommandDefinition,
   decodeCommand,
   decodeEventReply,
+  type EventData,
+  type EventName,
   encodeErrorReply,
   encodeReply,
   ProtocolError,
   putHeader,
-  type ReceivedCommand,
+  type ReceivedEventReply,
 } from '../wire/index.ts';
-import type { Hook } from './hook.ts';
-import type { HookedVcpu } from './hooked-vcpu.ts';
+import type { VcpuContext, VmContext } from './context.ts';
+import { VCPU_HANDLERS, VM_HANDLERS } from './handler-tables.ts';
+import type { Answering } from './handlers.ts';
 import { errnoOf, type Outcome, refuse } from './outcome.ts';
-import { VCPU_COMMANDS } from './vcpu-commands.ts';
-import { VCPU_VIEW_COMMANDS, VM_VIEW_COMMANDS } from './view-commands.ts';
-import { VM_COMMANDS } from './vm-commands.ts';
+
+/** A vCPU that commands and event replies are for. */
+interface DispatchVcpu extends VcpuContext {
+  enqueue(job: () => Awaitable<void>): void;
+  reply(seq: number, head: ReceivedEventReply, payload: Uint8Array): void;
+}
+
+/** What carrying out a message needs of the hook. */
+export interface DispatchHook extends VmContext {
+  readonly vcpus: readonly DispatchVcpu[];
+  send(message: Uint8Array): void;
+  sendVmEvent<N extends EventName>(name: N, data: EventData[N]): boolean;
+}
 
 /** What is left of a command while it is carried out. */
-export interface Request {
+interface Request extends Answering {
   readonly id: number;
   readonly seq: number;
   readonly definition: CommandDefinition | undefined;
-  /** Replies were off when it was received (dialect v7, VM_CONTROL_CMD_RESPONSE). */
-  silent: boolean;
 }
 
 /** Carries out one message, or queues it to its vCPU. Throws ProtocolError for what closes the connection. */
-export function dispatch(hook: Hook, id: number, seq: number, payload: Uint8Array): Awaitable<void> {
+export function dispatch(hook: DispatchHook, id: number, seq: number, payload: Uint8Array): Awaitable<void> {
   if (id === hook.dialect.messages.eventReply) return eventReply(hook, id, seq, payload);
   const definition = hook.dialect.commandById(id);
   const request: Request = { id, seq, definition, silent: !hook.responses.enabled };
@@ -41,16 +52,24 @@ export function dispatch(hook: Hook, id: number, seq: number, payload: Uint8Arra
   }
   const command = decodeCommand(definition, payload);
   if (definition.runsOn === 'receiver') {
-    const handler = VM_COMMANDS[definition.name] ?? VM_VIEW_COMMANDS[definition.name];
-    return settle(hook, request, () => handler!(hook, command as never, request));
+    const handler = VM_HANDLERS[definition.name];
+    return settle(hook, request, () => handler(hook, command as never, request));
   }
   const vcpu = findVcpu(hook, command.vcpu, command.headerPadding, definition.name);
   if (typeof vcpu === 'number') return finish(hook, request, vcpu);
-  return queue(hook, vcpu, request, command);
+  const handler = VCPU_HANDLERS[definition.name];
+  vcpu.enqueue(() =>
+    hook.guarded(() => settle(hook, request, () => handler(vcpu, command as never, request))),
+  );
 }
 
 /** The vCPU of a message, or the error number that the message is answered with. */
-function findVcpu(hook: Hook, index: number, headerPadding: boolean, what: string): HookedVcpu | number {
+function findVcpu(
+  hook: DispatchHook,
+  index: number,
+  headerPadding: boolean,
+  what: string,
+): DispatchVcpu | number {
   if (headerPadding)
     return refuse(hook.rules.headerPadding, `${what}: padding in the vCPU header is not zero`);
   const vcpu = hook.vcpus[index];
@@ -58,15 +77,7 @@ function findVcpu(hook: Hook, index: number, headerPadding: boolean, what: strin
   return vcpu.waiting || vcpu.vcpu.started ? vcpu : KVM_ERRNO.KVM_EAGAIN;
 }
 
-function queue(hook: Hook, vcpu: HookedVcpu, request: Request, command: ReceivedCommand): void {
-  const { name } = command.definition;
-  const handler = VCPU_COMMANDS[name] ?? VCPU_VIEW_COMMANDS[name];
-  vcpu.enqueue(() =>
-    hook.guarded(() => settle(hook, request, () => handler!(vcpu, command as never, request))),
-  );
-}
-
-function eventReply(hook: Hook, id: number, seq: number, payload: Uint8Array): void {
+function eventReply(hook: DispatchHook, id: number, seq: number, payload: Uint8Array): void {
   const head = decodeEventReply(payload);
   if (!head) throw new ProtocolError(`an event reply has ${payload.length} bytes; at least 16 are needed`);
   const vcpu = findVcpu(hook, head.vcpu, head.headerPadding, 'event reply');
@@ -78,13 +89,13 @@ function eventReply(hook: Hook, id: number, seq: number, payload: Uint8Array): v
 }
 
 /** Runs a handler and answers with what it returns, or with the error number of what it throws. */
-function settle(hook: Hook, request: Request, run: () => Awaitable<Outcome>): Awaitable<void> {
+function settle(hook: DispatchHook, request: Request, run: () => Awaitable<Outcome>): Awaitable<void> {
   const outcome = attempt(run, (error) => errnoOf(error, hook.log, request.definition!.name));
   return then(outcome, (value) => finish(hook, request, value));
 }
 
 /** Answers a command. */
-function finish(hook: Hook, request: Request, outcome: Outcome): void {
+function finish(hook: DispatchHook, request: Request, outcome: Outcome): void {
   const { id, seq } = request;
   if (request.silent) {
     finishSilently(hook, request, outcome);
@@ -98,7 +109,7 @@ function finish(hook: Hook, request: Request, outcome: Outcome): void {
   }
 }
 
-function finishSilently(hook: Hook, request: Request, outcome: Outcome): void {
+function finishSilently(hook: DispatchHook, request: Request, outcome: Outcome): void {
   if (typeof outcome !== 'number') {
     throw new ProtocolError(`${request.definition?.name} returns data, and replies are off`);
   }

@@ -10,10 +10,11 @@ import {
   HEADER_SIZE,
   MAX_EVENT_MESSAGE,
 } from '../wire/index.ts';
-import { HookedVcpu } from './hooked-vcpu.ts';
+import { type DispatchHook, dispatch } from './dispatch.ts';
+import { HookedVcpu, type VcpuHook } from './hooked-vcpu.ts';
 import type { HookLog } from './log.ts';
 import { Permissions } from './permissions.ts';
-import { Receiver } from './receiver.ts';
+import { Receiver, type ReceiverHook } from './receiver.ts';
 import { RULES, type Rules } from './rules.ts';
 
 /** The largest event counter: the sequence number on the wire has 32 bits. */
@@ -25,7 +26,7 @@ const SEQ_MODULUS = 2 ** 32;
  * It is referenced by the receiver for its life and by each vCPU that sends an event or runs jobs; it is
  * done when the last reference is dropped.
  */
-export class Hook {
+export class Hook implements VcpuHook, DispatchHook, ReceiverHook {
   readonly machine: Machine;
   readonly channel: Channel;
   readonly dialect: Dialect;
@@ -33,13 +34,9 @@ export class Hook {
   readonly permissions: Permissions;
   readonly log: HookLog;
   readonly vcpus: HookedVcpu[] = [];
-  /** Events enabled with VM_CONTROL_EVENTS. */
   readonly vmEvents = new Set<EventName>();
-  /** Dialect v7, VM_CONTROL_CMD_RESPONSE. */
   readonly responses = { enabled: true, errorsAsEvents: false };
-  /** VM_CONTROL_CLEANUP. Unhooking always cleans up here: a trap that nobody answers would harm the guest. */
   cleanup: boolean;
-  /** When the tool last sent something, in ms of performance.now(). */
   heardAt = performance.now();
   /** Resolves when the receiver has ended: the tool hung up, broke the protocol, or was unhooked. */
   readonly disconnected: Promise<void>;
@@ -72,7 +69,7 @@ export class Hook {
   /** Starts the receiver. */
   start(): void {
     if (this.rules.logsHook) this.log.info('Hooking VM');
-    this.channel.open(new Receiver(this));
+    this.channel.open(new Receiver(this, (id, seq, payload) => dispatch(this, id, seq, payload)));
   }
 
   /** The receiver has ended: no message is taken or sent any more. */
@@ -80,7 +77,6 @@ export class Hook {
     return this.#ended;
   }
 
-  /** Takes a reference; false when the object is done. */
   get(): boolean {
     if (this.#references === 0) return false;
     this.#references++;
@@ -91,7 +87,6 @@ export class Hook {
     if (--this.#references === 0) this.#complete();
   }
 
-  /** The sequence number of the next event. */
   nextSeq(): number {
     this.#seq = (this.#seq + 1) % SEQ_MODULUS;
     return this.#seq;
@@ -117,17 +112,15 @@ export class Hook {
     this.vcpus[vcpu.index] = hooked;
     if (this.vmEvents.has('CREATE_VCPU')) {
       hooked.announce = true;
-      void vcpu.request();
+      void this.guarded(() => vcpu.request());
     }
     return hooked;
   }
 
-  /** Runs something whose failure ends the connection. */
   guarded(run: () => Awaitable<void>): Awaitable<void> {
     return attempt(run, (error) => this.fail(error));
   }
 
-  /** Ends the connection because of an error. */
   fail(error: unknown): void {
     if (!this.#ended) this.log.error(`${messageOf(error)}; the connection to ${this.channel.peer} is closed`);
     this.end();
@@ -142,9 +135,11 @@ export class Hook {
     this.#ended = true;
     this.channel.shutdown();
     if (this.rules.logsHook) this.log.info('Unhooking VM');
-    const released = attempt(
-      () => forEachThen(this.vcpus, (vcpu) => vcpu.release()),
-      (error) => this.log.error(`releasing vCPUs: ${messageOf(error)}`),
+    const released = forEachThen(this.vcpus, (vcpu) =>
+      attempt(
+        () => vcpu.release(),
+        (error) => this.log.error(`releasing vCPU ${vcpu.index}: ${messageOf(error)}`),
+      ),
     );
     void Promise.resolve(released).then(() => {
       this.put();
@@ -152,7 +147,6 @@ export class Hook {
     });
   }
 
-  /** The action "crash" of dialects v7 and v9: the VMM gets SIGTERM. */
   kill(): Awaitable<void> {
     this.log.warn('the tool asked for the VM to be ended');
     return this.machine.kill?.();

@@ -11,7 +11,6 @@ import {
   type EventData,
   type EventDefinition,
   type EventName,
-  type EventReplyData,
   encodeEvent,
   eventSize,
   HEADER_SIZE,
@@ -19,7 +18,8 @@ import {
   type ReceivedEventReply,
   stateOffset,
 } from '../wire/index.ts';
-import type { Hook } from './hook.ts';
+import type { HookContext, VcpuContext } from './context.ts';
+import { type EventOutcome, INVALID, LOST } from './event-outcome.ts';
 import { routeOf } from './stop-routes.ts';
 
 /** Jobs that a vCPU may have waiting; as many messages would take half a gigabyte of kernel memory. */
@@ -29,36 +29,34 @@ const ACTIONS = Object.entries(ACTION).reduce<Action[]>((list, [name, code]) => 
   return list;
 }, []);
 
-/** How an event ended: with the tool's answer, without one, or with one that it may not have. */
-export interface EventOutcome {
-  readonly action: Action | 'lost' | 'invalid';
-  readonly data: EventReplyData;
-}
-
-const LOST: EventOutcome = { action: 'lost', data: {} };
-const INVALID: EventOutcome = { action: 'invalid', data: {} };
-
 /** A piece of work that runs while the vCPU is outside the guest. It reports its own errors. */
 export type Job = () => Awaitable<void>;
+
+/** What a vCPU needs of its hook. */
+export interface VcpuHook extends HookContext {
+  /** No message is taken or sent any more. */
+  readonly ended: boolean;
+  /** Takes a reference; false when the hook is done. */
+  get(): boolean;
+  put(): void;
+  /** The sequence number of the next event. */
+  nextSeq(): number;
+  send(message: Uint8Array): void;
+}
 
 /**
  * What the host side keeps for one vCPU while its VM is hooked: the job queue, the pause requests, what
  * is enabled, and the event that waits for its reply.
  */
-export class HookedVcpu {
+export class HookedVcpu implements VcpuContext {
   readonly vcpu: Vcpu;
-  readonly hook: Hook;
-  /** Events enabled with VCPU_CONTROL_EVENTS. */
+  readonly hook: VcpuHook;
   readonly events = new Set<EventName>();
-  /** Registers selected with VCPU_CONTROL_CR and VCPU_CONTROL_MSR. */
   readonly crs = new Set<InterceptedCr>();
   readonly msrs = new Set<number>();
   singlestep = false;
-  /** From VCPU_INJECT_EXCEPTION until its TRAP event is sent. */
   injecting = false;
-  /** An exception that waits for single-stepping to end (dialects v7 and v9). */
   heldException: Exception | undefined;
-  /** PAUSE events that are still to be sent. */
   pauseRequests = 0;
   /** A CREATE_VCPU event is still to be sent (dialect v7). */
   announce = false;
@@ -72,7 +70,7 @@ export class HookedVcpu {
   #settle: ((outcome: EventOutcome) => void) | undefined;
   #delayedRegisters: Uint8Array | undefined;
 
-  constructor(hook: Hook, vcpu: Vcpu) {
+  constructor(hook: VcpuHook, vcpu: Vcpu) {
     this.hook = hook;
     this.vcpu = vcpu;
   }
@@ -81,7 +79,6 @@ export class HookedVcpu {
     return this.vcpu.index;
   }
 
-  /** Whether an event waits for its reply. */
   get waiting(): boolean {
     return this.#open !== undefined;
   }
@@ -98,7 +95,7 @@ export class HookedVcpu {
     }
     this.#jobs.push(job);
     if (!this.waiting) {
-      void this.vcpu.request();
+      this.#request();
     } else if (!this.#running) {
       void this.#drain();
     }
@@ -114,7 +111,11 @@ export class HookedVcpu {
       if (isPending(done)) return done.then(() => this.#drain(event));
     }
     this.#running = false;
-    if (this.#jobs.length > 0 && !this.waiting) void this.vcpu.request();
+    if (this.#jobs.length > 0 && !this.waiting) this.#request();
+  }
+
+  #request(): void {
+    void this.hook.guarded(() => this.vcpu.request());
   }
 
   /** The machine's answer to `Vcpu.request`: jobs first, then one event a pause request. */
@@ -205,7 +206,6 @@ export class HookedVcpu {
     this.#settle?.(outcome);
   }
 
-  /** VCPU_SET_REGISTERS during an event: kept until the event is answered; the last one wins. */
   delayRegisters(regs: Uint8Array): void {
     this.#delayedRegisters = regs;
   }

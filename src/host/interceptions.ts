@@ -2,7 +2,7 @@ import { KVM_ERRNO } from '../abi/errno.ts';
 import { type Awaitable, attempt, forEachThen, then } from '../awaitable.ts';
 import { type CapabilityName, type InterceptedCr, requireCapability, type Trap } from '../machine/index.ts';
 import type { EventName } from '../wire/index.ts';
-import type { HookedVcpu } from './hooked-vcpu.ts';
+import type { VcpuContext } from './context.ts';
 import { errnoOf } from './outcome.ts';
 
 /** Events whose interception is installed when they are enabled, with the trap that does it. */
@@ -18,7 +18,7 @@ const TRAPS: { readonly [N in EventName]?: 'breakpoint' | 'descriptor' | 'hyperc
 /** Whether two traps of this kind at once are an error: only one party can have #BP. */
 const EXCLUSIVE: ReadonlySet<EventName> = new Set(['BREAKPOINT']);
 
-function change(vcpu: HookedVcpu, trap: Trap, enable: boolean): Awaitable<void> {
+function change(vcpu: VcpuContext, trap: Trap, enable: boolean): Awaitable<void> {
   const { machine } = vcpu.hook;
   return enable ? machine.arm(trap) : machine.disarm(trap);
 }
@@ -27,7 +27,7 @@ function change(vcpu: HookedVcpu, trap: Trap, enable: boolean): Awaitable<void> 
  * VCPU_CONTROL_EVENTS after its checks: installs or removes the interception and changes the enable bit,
  * in the order of the dialect. Returns 0 or an error number.
  */
-export function controlEvent(vcpu: HookedVcpu, name: EventName, enable: boolean): Awaitable<number> {
+export function controlEvent(vcpu: VcpuContext, name: EventName, enable: boolean): Awaitable<number> {
   const { events, hook } = vcpu;
   const { enableBitFirst, interceptionError } = hook.rules;
   const was = events.has(name);
@@ -49,7 +49,7 @@ export function controlEvent(vcpu: HookedVcpu, name: EventName, enable: boolean)
   });
 }
 
-function intercept(vcpu: HookedVcpu, name: EventName, was: boolean, enable: boolean): Awaitable<number> {
+function intercept(vcpu: VcpuContext, name: EventName, was: boolean, enable: boolean): Awaitable<number> {
   if (was === enable) return EXCLUSIVE.has(name) ? KVM_ERRNO.KVM_EBUSY : 0;
   if (name === 'CR') return then(changeAll(vcpu, [...vcpu.crs], crTrap, enable), () => 0);
   if (name === 'MSR') return then(changeAll(vcpu, [...vcpu.msrs], msrTrap, enable), () => 0);
@@ -60,13 +60,13 @@ function intercept(vcpu: HookedVcpu, name: EventName, was: boolean, enable: bool
   return then(change(vcpu, { kind, vcpu: vcpu.vcpu }, enable), () => 0);
 }
 
-const crTrap = ({ vcpu }: HookedVcpu, cr: InterceptedCr): Trap => ({ kind: 'cr', vcpu, cr });
-const msrTrap = ({ vcpu }: HookedVcpu, msr: number): Trap => ({ kind: 'msr', vcpu, msr });
+const crTrap = ({ vcpu }: VcpuContext, cr: InterceptedCr): Trap => ({ kind: 'cr', vcpu, cr });
+const msrTrap = ({ vcpu }: VcpuContext, msr: number): Trap => ({ kind: 'msr', vcpu, msr });
 
 function changeAll<T>(
-  vcpu: HookedVcpu,
+  vcpu: VcpuContext,
   selected: readonly T[],
-  trapOf: (vcpu: HookedVcpu, register: T) => Trap,
+  trapOf: (vcpu: VcpuContext, register: T) => Trap,
   enable: boolean,
 ): Awaitable<void> {
   return forEachThen(selected, (register) => change(vcpu, trapOf(vcpu, register), enable));
@@ -74,7 +74,7 @@ function changeAll<T>(
 
 /** A register is trapped while it is selected and its event is enabled. */
 function select<T>(
-  vcpu: HookedVcpu,
+  vcpu: VcpuContext,
   selected: Set<T>,
   register: T,
   enable: boolean,
@@ -91,13 +91,13 @@ function select<T>(
 }
 
 /** VCPU_CONTROL_CR after its checks. */
-export function controlCr(vcpu: HookedVcpu, cr: InterceptedCr, enable: boolean): Awaitable<number> {
+export function controlCr(vcpu: VcpuContext, cr: InterceptedCr, enable: boolean): Awaitable<number> {
   if (enable) requireCapability(vcpu.hook.machine.capabilities, 'cr');
   return select(vcpu, vcpu.crs, cr, enable, 'CR', crTrap(vcpu, cr));
 }
 
 /** VCPU_CONTROL_MSR after its checks. */
-export function controlMsr(vcpu: HookedVcpu, msr: number, enable: boolean): Awaitable<number> {
+export function controlMsr(vcpu: VcpuContext, msr: number, enable: boolean): Awaitable<number> {
   if (enable) requireCapability(vcpu.hook.machine.capabilities, 'msr');
   return select(vcpu, vcpu.msrs, msr, enable, 'MSR', msrTrap(vcpu, msr));
 }

@@ -1,4 +1,5 @@
 import { KVM_ERRNO } from '../abi/errno.ts';
+import { type Awaitable, attempt, forEachThen, then } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
 import { CapabilityError } from '../machine/index.ts';
 import {
@@ -55,4 +56,28 @@ export function errnoOf(error: unknown, log: HookLog, what: string): number {
   if (known !== undefined) return known;
   log.errorOnce(`${what} failed: ${messageOf(error)}`);
   return KVM_ERRNO.KVM_EFAULT;
+}
+
+/**
+ * Applies `one` to every entry of a command, whatever becomes of the others.
+ *
+ * @returns the first error number, or 0.
+ */
+export function applyAll<T>(
+  entries: readonly T[],
+  log: HookLog,
+  what: string,
+  one: (entry: T) => Awaitable<number>,
+): Awaitable<number> {
+  let first = 0;
+  const done = forEachThen(entries, (entry) => {
+    const outcome = attempt(
+      () => one(entry),
+      (error) => errnoOf(error, log, what),
+    );
+    return then(outcome, (errno) => {
+      if (first === 0) first = errno;
+    });
+  });
+  return then(done, () => first);
 }

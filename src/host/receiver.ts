@@ -1,25 +1,43 @@
-import { isPending } from '../awaitable.ts';
-import type { ChannelHandler } from '../transport/index.ts';
+import { type Awaitable, isPending } from '../awaitable.ts';
+import type { Channel, ChannelHandler } from '../transport/index.ts';
 import { FrameDecoder } from '../wire/index.ts';
-import { dispatch } from './dispatch.ts';
-import type { Hook } from './hook.ts';
 
 /** A tool that does not read its replies is not read from either, beyond this many bytes. */
 const MAX_BACKLOG = 1 << 20;
+
+/** What the receiver needs of its hook. */
+export interface ReceiverHook {
+  readonly channel: Channel;
+  /** No message is taken any more. */
+  readonly ended: boolean;
+  /** When the tool last sent something, in ms of performance.now(). */
+  heardAt: number;
+  /** Runs something whose failure ends the connection. */
+  guarded(run: () => Awaitable<void>): Awaitable<void>;
+  /** Ends the connection because of an error. */
+  fail(error: unknown): void;
+  /** The tool hung up. */
+  end(): void;
+}
+
+/** Carries out one message. What it throws ends the connection. */
+export type Dispatch = (id: number, seq: number, payload: Uint8Array) => Awaitable<void>;
 
 /**
  * The receiving thread: takes messages in order, and takes the next one only when the command before it
  * is answered or queued.
  */
 export class Receiver implements ChannelHandler {
-  readonly #hook: Hook;
+  readonly #hook: ReceiverHook;
+  readonly #dispatch: Dispatch;
   readonly #decoder: FrameDecoder;
   /** Received but not taken yet. */
   #waiting: Uint8Array[] = [];
   #busy = false;
 
-  constructor(hook: Hook) {
+  constructor(hook: ReceiverHook, dispatch: Dispatch) {
     this.#hook = hook;
+    this.#dispatch = dispatch;
     this.#decoder = new FrameDecoder((id, seq, payload) => this.#take(id, seq, payload));
   }
 
@@ -51,7 +69,7 @@ export class Receiver implements ChannelHandler {
   }
 
   #take(id: number, seq: number, payload: Uint8Array): boolean {
-    const done = this.#hook.guarded(() => dispatch(this.#hook, id, seq, payload));
+    const done = this.#hook.guarded(() => this.#dispatch(id, seq, payload));
     if (this.#hook.ended) return false;
     if (isPending(done)) {
       this.#block();

@@ -1,8 +1,8 @@
 import { type Awaitable, then } from '../awaitable.ts';
 import { type Answer, CONTINUE, CRASH, REFUSE, RETRY, type Stop, type StopKind } from '../machine/index.ts';
 import type { EventData, EventName } from '../wire/index.ts';
-import type { Hook } from './hook.ts';
-import type { EventOutcome, HookedVcpu } from './hooked-vcpu.ts';
+import type { HookContext, VcpuContext } from './context.ts';
+import type { EventOutcome } from './event-outcome.ts';
 
 type StopOf<K extends StopKind> = Extract<Stop, { kind: K }>;
 
@@ -10,13 +10,13 @@ type StopOf<K extends StopKind> = Extract<Stop, { kind: K }>;
 export interface StopRoute<S extends Stop = Stop> {
   readonly event: EventName;
   /** Whether the tool is to be told. */
-  wanted(vcpu: HookedVcpu, stop: S): boolean;
+  wanted(vcpu: VcpuContext, stop: S): boolean;
   data(stop: S): EventData[EventName];
-  answer(outcome: EventOutcome, hook: Hook, stop: S): Awaitable<Answer>;
+  answer(outcome: EventOutcome, hook: HookContext, stop: S): Awaitable<Answer>;
 }
 
 interface RouteTable {
-  wanted?: (vcpu: HookedVcpu, stop: never) => boolean;
+  wanted?: (vcpu: VcpuContext, stop: never) => boolean;
   /** The effect has already happened or cannot be withheld: whatever the tool answers, go on. */
   past?: boolean;
   answer?: (outcome: EventOutcome, stop: never) => Answer;

@@ -4,8 +4,8 @@ import { KVM_XSAVE_SIZE } from '../abi/x86.ts';
 import { type Awaitable, forEachThen, then } from '../awaitable.ts';
 import { type InterceptedCr, requireCapability, translate } from '../machine/index.ts';
 import { ERROR_SIZE, MAX_PAYLOAD, type Replies } from '../wire/index.ts';
+import type { VcpuContext } from './context.ts';
 import type { VcpuHandler, VcpuHandlers } from './handlers.ts';
-import type { HookedVcpu } from './hooked-vcpu.ts';
 import { controlCr, controlEvent, controlMsr } from './interceptions.ts';
 import { bytesOf, bytesReply, refuse } from './outcome.ts';
 
@@ -54,7 +54,7 @@ const getRegisters: VcpuHandler<'VCPU_GET_REGISTERS'> = (vcpu, { body, padding }
 type MsrEntries = Replies['VCPU_GET_REGISTERS']['msrs'];
 
 /** Reads MSRs in order; what follows one that cannot be read stays 0, or makes it all fail. */
-function readMsrs(vcpu: HookedVcpu, indices: readonly number[]): Awaitable<MsrEntries | undefined> {
+function readMsrs(vcpu: VcpuContext, indices: readonly number[]): Awaitable<MsrEntries | undefined> {
   const entries = indices.map((index) => ({ index, reserved: 0, data: 0n }));
   let readable = true;
   const done = forEachThen(entries, (entry) =>
@@ -164,7 +164,7 @@ const translateGva: VcpuHandler<'VCPU_TRANSLATE_GVA'> = ({ vcpu, hook }, { body 
 };
 
 /** The commands that run while the vCPU is outside the guest, views excepted. */
-export const VCPU_COMMANDS: VcpuHandlers = {
+export const VCPU_COMMANDS = {
   VCPU_GET_INFO: ({ vcpu }) => ({ tsc_speed: BigInt(Math.round(vcpu.tscHz)) }),
   VCPU_CONTROL_EVENTS: controlEvents,
   VCPU_GET_REGISTERS: getRegisters,
@@ -179,4 +179,4 @@ export const VCPU_COMMANDS: VcpuHandlers = {
   VCPU_CONTROL_MSR: controlMsrCommand,
   VCPU_CONTROL_SINGLESTEP: controlSinglestep,
   VCPU_TRANSLATE_GVA: translateGva,
-};
+} satisfies Partial<VcpuHandlers>;

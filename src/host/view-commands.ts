@@ -1,6 +1,6 @@
 import { getU16 } from '../abi/bytes.ts';
 import { KVM_ERRNO } from '../abi/errno.ts';
-import { type Awaitable, forEachThen, then } from '../awaitable.ts';
+import { type Awaitable, then } from '../awaitable.ts';
 import {
   CapabilityError,
   type CapabilityName,
@@ -11,6 +11,7 @@ import {
 } from '../machine/index.ts';
 import { changeGfnPlain, changeGfnWithView } from '../wire/index.ts';
 import type { VcpuHandler, VcpuHandlers, VmHandler, VmHandlers } from './handlers.ts';
+import { applyAll } from './outcome.ts';
 
 /*
  * The optional half of dialect v7: alternative views, sub-page write rights, frames that come and go. A
@@ -54,17 +55,13 @@ const controlSpp: VmHandler<'VM_CONTROL_SPP'> = ({ machine }, { padding }) => {
   return 0;
 };
 
-const setPageWriteBitmap: VmHandler<'VM_SET_PAGE_WRITE_BITMAP'> = ({ machine }, { body, padding }) => {
+const setPageWriteBitmap: VmHandler<'VM_SET_PAGE_WRITE_BITMAP'> = ({ machine, log }, { body, padding }) => {
   const views = machine.views;
   if (!views?.setWriteBitmap) throw absent(machine, 'sub-page');
   if (!body || padding || !views.exists(body.view)) return KVM_EINVAL;
-  let first = 0;
-  const done = forEachThen(body.entries, ({ gpa, bitmap }) =>
-    then(views.setWriteBitmap!(body.view, gfnOf(gpa), bitmap), (ok) => {
-      if (!ok && first === 0) first = KVM_ENOENT;
-    }),
+  return applyAll(body.entries, log, 'VM_SET_PAGE_WRITE_BITMAP', ({ gpa, bitmap }) =>
+    okOr(views.setWriteBitmap!(body.view, gfnOf(gpa), bitmap), KVM_ENOENT),
   );
-  return then(done, () => first);
 };
 
 const switchView: VcpuHandler<'VCPU_SET_EPT_VIEW'> = ({ vcpu, hook }, { body, padding }) =>
@@ -94,16 +91,16 @@ const noVirtualizationException = (machine: Machine): never => {
 };
 
 /** What the receiver carries out. */
-export const VM_VIEW_COMMANDS: VmHandlers = {
+export const VM_VIEW_COMMANDS = {
   VM_CREATE_EPT_VIEW: createView,
   VM_DESTROY_EPT_VIEW: destroyView,
   VM_CONTROL_SPP: controlSpp,
   VM_SET_PAGE_WRITE_BITMAP: setPageWriteBitmap,
   VM_SET_PAGE_SVE: ({ machine }) => noVirtualizationException(machine),
-};
+} satisfies Partial<VmHandlers>;
 
 /** What a vCPU carries out. */
-export const VCPU_VIEW_COMMANDS: VcpuHandlers = {
+export const VCPU_VIEW_COMMANDS = {
   VCPU_SET_EPT_VIEW: switchView,
   VCPU_GET_EPT_VIEW: ({ vcpu, hook }) => ({ view: hook.machine.views?.current(vcpu) ?? 0 }),
   VCPU_CONTROL_EPT_VIEW: controlView,
@@ -112,4 +109,4 @@ export const VCPU_VIEW_COMMANDS: VcpuHandlers = {
   VCPU_FREE_GFN: ({ hook }, { body }) => okOr(framesOf(hook.machine).free(body!.gfn), KVM_ENOENT),
   VCPU_SET_VE_INFO: ({ hook }) => noVirtualizationException(hook.machine),
   VCPU_DISABLE_VE: ({ hook }) => noVirtualizationException(hook.machine),
-};
+} satisfies Partial<VcpuHandlers>;

@@ -1,5 +1,5 @@
 import { KVM_ERRNO } from '../abi/errno.ts';
-import { type Awaitable, forEachThen, then } from '../awaitable.ts';
+import { type Awaitable, then } from '../awaitable.ts';
 import {
   ACCESS,
   type CapabilityName,
@@ -10,9 +10,9 @@ import {
   requireCapability,
 } from '../machine/index.ts';
 import { MAX_PAYLOAD, type PageAccessEntry, type Replies } from '../wire/index.ts';
+import type { HookContext } from './context.ts';
 import type { VmHandler, VmHandlers } from './handlers.ts';
-import type { Hook } from './hook.ts';
-import { bytesOf, bytesReply, errnoOf, type Outcome, refuse } from './outcome.ts';
+import { applyAll, bytesOf, bytesReply, type Outcome, refuse } from './outcome.ts';
 
 const { KVM_EBUSY, KVM_EINVAL, KVM_ENOENT, KVM_EPERM } = KVM_ERRNO;
 
@@ -99,7 +99,9 @@ const pauseVcpu: VmHandler<'VM_PAUSE_VCPU'> = (hook, { body, vcpu, headerPadding
   if (hooked.pauseRequests > MAX_PAUSE_REQUESTS) return KVM_EBUSY;
   hooked.pauseRequests++;
   const outside = hooked.vcpu.request();
-  return wait ? then(outside, () => 0) : 0;
+  if (wait) return then(outside, () => 0);
+  void hook.guarded(() => outside);
+  return 0;
 };
 
 const controlCleanup: VmHandler<'VM_CONTROL_CLEANUP'> = (hook, { body, padding }) => {
@@ -117,17 +119,11 @@ const setPageAccess: VmHandler<'VM_SET_PAGE_ACCESS'> = (hook, { body, padding })
     requireCapability(machine.capabilities, 'views');
     if (!machine.views?.exists(view)) return KVM_EINVAL;
   }
-  let first = 0;
-  const done = forEachThen(body.entries, (entry) =>
-    then(setOnePage(hook, entry, view), (outcome) => {
-      if (first === 0) first = outcome;
-    }),
-  );
-  return then(done, () => first);
+  return applyAll(body.entries, hook.log, 'VM_SET_PAGE_ACCESS', (entry) => setOnePage(hook, entry, view));
 };
 
-/** One entry of VM_SET_PAGE_ACCESS; its error does not keep the others from being applied. */
-function setOnePage(hook: Hook, entry: PageAccessEntry, view: number): Awaitable<number> {
+/** One entry of VM_SET_PAGE_ACCESS. */
+function setOnePage(hook: HookContext, entry: PageAccessEntry, view: number): Awaitable<number> {
   const { machine, rules } = hook;
   const { gpa, access, visible = 0 } = entry;
   if (access & ~ACCESS.all || entry.padding || visible > 1) return KVM_EINVAL;
@@ -137,15 +133,10 @@ function setOnePage(hook: Hook, entry: PageAccessEntry, view: number): Awaitable
     const strict = rules.frameMissing === 'error' || (rules.frameMissing === 'visible' && visible === 1);
     return strict ? KVM_EINVAL : 0;
   }
-  try {
-    for (const [bit, name] of DENIED) {
-      if (!(access & bit)) requireCapability(machine.capabilities, name);
-    }
-    const armed = machine.arm({ kind: 'page', gfn, access, view });
-    return then(armed, () => 0);
-  } catch (error) {
-    return errnoOf(error, hook.log, 'VM_SET_PAGE_ACCESS');
+  for (const [bit, name] of DENIED) {
+    if (!(access & bit)) requireCapability(machine.capabilities, name);
   }
+  return then(machine.arm({ kind: 'page', gfn, access, view }), () => 0);
 }
 
 const DENIED: readonly (readonly [number, CapabilityName])[] = [
@@ -154,12 +145,12 @@ const DENIED: readonly (readonly [number, CapabilityName])[] = [
   [ACCESS.execute, 'page-execute'],
 ];
 
-const controlCmdResponse: VmHandler<'VM_CONTROL_CMD_RESPONSE'> = (hook, { body, padding }, request) => {
+const controlCmdResponse: VmHandler<'VM_CONTROL_CMD_RESPONSE'> = (hook, { body, padding }, answering) => {
   const { enable, now, flags } = body!;
   if (padding || flags > 1) return refuse('close', 'VM_CONTROL_CMD_RESPONSE: padding is not zero');
   hook.responses.enabled = enable !== 0;
   hook.responses.errorsAsEvents = (flags & 1) !== 0;
-  if (now) request.silent = enable === 0;
+  if (now) answering.silent = enable === 0;
   return 0;
 };
 
@@ -182,7 +173,7 @@ const getMapToken: VmHandler<'VM_GET_MAP_TOKEN'> = (hook): Outcome<'VM_GET_MAP_T
 };
 
 /** The commands that the receiver carries out, views excepted. */
-export const VM_COMMANDS: VmHandlers = {
+export const VM_COMMANDS = {
   GET_VERSION: getVersion,
   VM_CHECK_COMMAND: checkCommand,
   VM_CHECK_EVENT: checkEvent,
@@ -198,4 +189,4 @@ export const VM_COMMANDS: VmHandlers = {
   VM_QUERY_PHYSICAL: queryPhysical,
   VM_GET_NEXT_AVAILABLE_GFN: nextAvailableGfn,
   VM_GET_MAP_TOKEN: getMapToken,
-};
+} satisfies Partial<VmHandlers>;

@@ -1,7 +1,7 @@
 import type { Struct } from '../abi/struct.ts';
 import { KvmiError } from '../error.ts';
 import type { Body } from './body.ts';
-import type { CommandName, EventName, Replies, Requests } from './names.ts';
+import type { CommandName, EventName, Replies, Requests, VcpuCommandName, VmCommandName } from './names.ts';
 
 export type DialectName = 'v7' | 'v9' | 'v12';
 
@@ -9,17 +9,22 @@ export type DialectName = 'v7' | 'v9' | 'v12';
 export const ACTION = { continue: 0, retry: 1, crash: 2 } as const;
 export type Action = keyof typeof ACTION;
 
-/** One command of a dialect. */
-export interface CommandDefinition<N extends CommandName = CommandName> {
+/** Which thread of the host side carries a command out: the receiver, or the vCPU between guest entries. */
+type Place =
+  | { readonly name: VmCommandName; readonly runsOn: 'receiver' }
+  | { readonly name: VcpuCommandName; readonly runsOn: 'vcpu' };
+
+interface Definition<N extends CommandName> {
   readonly name: N;
   readonly id: number;
-  /** Which thread of the host side carries it out: the receiver, or the vCPU between guest entries. */
-  readonly runsOn: 'receiver' | 'vcpu';
   /** Where the vCPU's index is: nowhere, in a vCPU header before the body, or in the body itself. */
   readonly vcpuIn: 'nowhere' | 'header' | 'body';
   readonly request: Body<Requests[N]>;
   readonly reply: Body<Replies[N]>;
 }
+
+/** One command of a dialect. */
+export type CommandDefinition<N extends CommandName = CommandName> = Definition<N> & Place;
 
 /** One event of a dialect. */
 export interface EventDefinition {
@@ -90,11 +95,11 @@ export function dialect(
 export function command<N extends CommandName>(
   id: number,
   name: N,
-  where: 'vm' | 'vcpu' | 'pause' | 'pause-v12',
+  where: N extends VcpuCommandName ? 'vcpu' : 'vm' | 'pause' | 'pause-v12',
   request: Body<Requests[N]>,
   reply: Body<Replies[N]>,
 ): CommandDefinition {
-  const definition: CommandDefinition<N> = {
+  const definition: Definition<N> & Pick<Place, 'runsOn'> = {
     id,
     name,
     runsOn: where === 'vcpu' ? 'vcpu' : 'receiver',

@@ -105,6 +105,10 @@ export interface Replies extends Record<keyof Requests, object> {
 
 /** Every command of every dialect, by the name that the newest series gave it. */
 export type CommandName = keyof Requests;
+/** Those that a vCPU carries out between guest entries. */
+export type VcpuCommandName = Extract<CommandName, `VCPU_${string}`>;
+/** Those that the receiver carries out. */
+export type VmCommandName = Exclude<CommandName, VcpuCommandName>;
 
 /** Data of the events; UNHOOK, PAUSE, HYPERCALL and CREATE_VCPU have none, nor has XSETBV in v7. */
 export interface EventData {

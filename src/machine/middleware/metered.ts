@@ -1,4 +1,4 @@
-import { type Awaitable, isPending } from '../../awaitable.ts';
+import { type Awaitable, attempt, then } from '../../awaitable.ts';
 import type { PhysicalMemory } from '../memory.ts';
 
 export interface AccessMetrics {
@@ -34,17 +34,11 @@ function measured(meter: Meter, bytes: number, access: () => Awaitable<boolean>)
     if (!done) meter.failed++;
     return done;
   };
-  const fail = (error: unknown): never => {
+  const done = attempt(access, (error) => {
     finish(false);
     throw error;
-  };
-  try {
-    const done = access();
-    if (isPending(done)) return done.then(finish, fail);
-    return finish(done);
-  } catch (error) {
-    return fail(error);
-  }
+  });
+  return then(done, finish);
 }
 
 /** `memory`, counting and timing what goes through. */
