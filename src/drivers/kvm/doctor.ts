@@ -1,9 +1,10 @@
 import { accessSync, closeSync, constants, openSync } from 'node:fs';
 import { release } from 'node:os';
 import { getU64 } from '../../abi/bytes.ts';
+import { errnoName } from '../../abi/errno.ts';
 import { KVM, KVM_CAP } from '../../abi/kvm.ts';
 import { SECCOMP, SYS, UFFD } from '../../abi/linux.ts';
-import { errnoName, libc } from '../../system/libc.ts';
+import { libc } from '../../system/libc.ts';
 import { readText } from '../../system/proc.ts';
 import { kvmFlavour } from './flavour.ts';
 import { kernel } from './thread/vmm.ts';
