@@ -20,6 +20,19 @@ const STRUCTS = {
   },
 } as const;
 
+/** BTF of a module with one structure of one member; its strings go on after the kernel's. */
+function moduleImage(kernel: Buffer, name: string, member: string, type: number, offset: number): Buffer {
+  const strings = Buffer.from(`\0${name}\0${member}\0`);
+  const first = kernel.readUInt32LE(20) + 1;
+  const words = [24, 0, 24, 24, strings.length, first, (4 << 24) | 1, offset + 8];
+  words.push(first + name.length + 1, type, offset * 8);
+  const image = Buffer.alloc(4 * (words.length + 1));
+  image.writeUInt16LE(0xeb9f, 0);
+  image.writeUInt8(1, 2);
+  for (const [i, word] of words.entries()) image.writeUInt32LE(word, 4 * (i + 1));
+  return Buffer.concat([image, strings]);
+}
+
 describe('BTF', () => {
   test('fields are found by path, in nested structures and arrays', () => {
     const btf = new Btf(btfImage(STRUCTS));
@@ -32,6 +45,15 @@ describe('BTF', () => {
     assert.equal(fieldOf(outer, 'not a path'), undefined);
     assert.equal(btf.find('none'), undefined);
     assert.deepEqual([...btf.names()].includes('inner'), true);
+  });
+
+  test("a module's types come before the kernel's, and are made of them", () => {
+    const kernel = new Btf(btfImage(STRUCTS));
+    const inner = [...Array(kernel.endId).keys()].find((id) => kernel.type(id) === kernel.find('inner'))!;
+    const module = new Btf(moduleImage(btfImage(STRUCTS), 'outer', 'part', inner, 24), kernel);
+    assert.deepEqual(fieldOf(module.find('outer')!, 'part.high'), { offset: 28, size: 4, signed: true });
+    assert.equal(fieldOf(module.find('outer')!, 'last'), undefined);
+    assert.equal(fieldOf(module.find('inner')!, 'high')?.offset, 4);
   });
 
   test('what is none is refused', () => {

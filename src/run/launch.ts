@@ -1,6 +1,7 @@
 import { accessSync, constants, statSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { getS32, putU16, putU64 } from '../abi/bytes.ts';
+import { ERRNO } from '../abi/errno.ts';
 import { PTRACE_O, SECCOMP, SIGNAL, SYS, WAIT } from '../abi/linux.ts';
 import { stopOf } from '../drivers/kvm/thread/stopped-threads.ts';
 import { findSyscallSite } from '../drivers/kvm/thread/syscall-site.ts';
@@ -21,8 +22,6 @@ const PR_SET_NO_NEW_PRIVS = 38;
 /** Below the stack pointer, beyond the part that a leaf function may use. */
 const STACK_GAP = 4096n;
 const FPROG_SIZE = 16;
-const EACCES = 13n;
-const EINVAL = 22n;
 
 /** A program under a seccomp filter whose notifications this process answers. It waits before its first instruction. */
 export interface Launched {
@@ -144,11 +143,11 @@ function injectFilter(tracee: Tracee, instruction: bigint, argument: number): nu
     tracee.inject(instruction, SYS.seccomp, SECCOMP.SET_MODE_FILTER, flags, argument);
   let flags: number = SECCOMP.FLAG_NEW_LISTENER | SECCOMP.FLAG_WAIT_KILLABLE_RECV;
   let result = install(flags);
-  if (result === -EINVAL) {
+  if (result === BigInt(-ERRNO.EINVAL)) {
     flags = SECCOMP.FLAG_NEW_LISTENER;
     result = install(flags);
   }
-  if (result === -EACCES) {
+  if (result === BigInt(-ERRNO.EACCES)) {
     // Without CAP_SYS_ADMIN a filter may not be given to programs that gain privileges by execve.
     tracee.inject(instruction, SYS.prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     result = install(flags);

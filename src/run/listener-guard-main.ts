@@ -1,3 +1,4 @@
+import { ERRNO } from '../abi/errno.ts';
 import { POLL, SYS } from '../abi/linux.ts';
 import { check, libc } from '../system/libc.ts';
 import { pump } from '../system/pump.ts';
@@ -12,12 +13,11 @@ import { serveListener } from './listener.ts';
  */
 
 const LISTENER = 3;
-const ENOSYS = 38;
 
 const supervisor = Number(process.argv[2]);
 const pidfd = check(Number(libc().syscall(SYS.pidfd_open, supervisor, 0, 0, 0, 0, 0)), 'pidfd_open');
 const watch = pump.watch(pidfd, POLL.IN, () => {
   watch.stop();
-  void serveListener(LISTENER, ({ request }) => (isMemoryRequest(request) ? undefined : -ENOSYS));
+  void serveListener(LISTENER, ({ request }) => (isMemoryRequest(request) ? undefined : -ERRNO.ENOSYS));
 });
 process.stdout.write('ready\n');

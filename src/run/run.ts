@@ -1,4 +1,5 @@
 import { getS32 } from '../abi/bytes.ts';
+import { ERRNO } from '../abi/errno.ts';
 import { KVM_CHECK_EXTENSION } from '../abi/ioctl.ts';
 import { POLL, SIGNAL, SYS, WAIT } from '../abi/linux.ts';
 import { attempt, deferred } from '../awaitable.ts';
@@ -33,7 +34,6 @@ export interface RunOptions extends MachineSafety {
 
 const ANSWERING = new URL('./listener-guard-main.js', import.meta.url);
 const SIGNALLED = 128;
-const EIO = 5;
 
 /**
  * Runs an unmodified program whose KVM introspection ioctls are answered here.
@@ -75,7 +75,7 @@ async function supervise(
   const supervisor = new Supervisor({ dialect, enabled, log, machine });
   const failed = ({ request, tid }: InterceptedIoctl, error: unknown): number => {
     log.error(`ioctl 0x${request.toString(16)} of thread ${tid}: ${messageOf(error)}`);
-    return -EIO;
+    return -ERRNO.EIO;
   };
   const listenerClosed = serveListener(listener, (ioctl) =>
     slots?.observe(ioctl)

@@ -1,15 +1,13 @@
+import { ERRNO, errnoName } from '../abi/errno.ts';
 import { POLL } from '../abi/linux.ts';
-import { errnoName, libc } from '../system/libc.ts';
+import { libc } from '../system/libc.ts';
 import { pump, type Watch } from '../system/pump.ts';
 import type { Channel, ChannelHandler } from '../transport/index.ts';
 
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const SHUT_RDWR = 2;
-const EINTR = 4;
-const EAGAIN = 11;
-const EPIPE = 32;
-const ECONNRESET = 104;
+const { EINTR, EAGAIN, EPIPE, ECONNRESET } = ERRNO;
 const SOL_SOCKET = 1;
 const SO_TYPE = 3;
 const RECEIVE_SIZE = 65536;

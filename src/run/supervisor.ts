@@ -1,8 +1,9 @@
+import { ERRNO } from '../abi/errno.ts';
 import { sameAddressSpace, sameFile, VmFile } from '../drivers/kvm/slots/vm-file.ts';
 import { Introspection } from '../host/introspection.ts';
 import type { Log } from '../host/log.ts';
 import type { Machine } from '../machine/index.ts';
-import { errnoName, libc, SystemError, takeDescriptor } from '../system/libc.ts';
+import { libc, SystemError, takeDescriptor } from '../system/libc.ts';
 import { kvmDescriptors, kvmKind, processOf, statusNumber } from '../system/proc.ts';
 import { ProcessMemory } from '../system/process-memory.ts';
 import type { DialectName } from '../wire/index.ts';
@@ -18,7 +19,6 @@ import { isSocket, SharedSocketChannel } from './socket-channel.ts';
 
 /** How often it is looked whether a VMM has closed the descriptor of a hooked VM, in ms. */
 const LIVENESS_INTERVAL_MS = 200;
-const EIO = 5;
 
 export interface SupervisorOptions {
   readonly dialect: RunDialect;
@@ -64,7 +64,7 @@ export class Supervisor {
     if (kind !== 'vm') return undefined;
     try {
       const vm = known ?? this.#add(tid, fd);
-      if (!vm || !sameAddressSpace(vm.file.pid, tid)) return -EIO;
+      if (!vm || !sameAddressSpace(vm.file.pid, tid)) return -ERRNO.EIO;
       return await this.#carryOut(vm, ioctl);
     } catch (error) {
       // The caller is gone, or closed its descriptor meanwhile.
@@ -164,7 +164,7 @@ function openSocket(pid: number, fd: number): SharedSocketChannel | undefined {
   try {
     taken = takeDescriptor(pid, fd);
   } catch (error) {
-    if (error instanceof SystemError && errnoName(error.errno) === 'EBADF') return undefined;
+    if (error instanceof SystemError && error.errno === ERRNO.EBADF) return undefined;
     throw error;
   }
   if (isSocket(taken)) return new SharedSocketChannel(taken, `descriptor ${fd} of process ${pid}`);

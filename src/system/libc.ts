@@ -1,14 +1,13 @@
-import { createRequire } from 'node:module';
-import type { KoffiFunc, LibraryHandle } from 'koffi';
+import { errnoName } from '../abi/errno.ts';
 import { SYS } from '../abi/linux.ts';
 import { KvmiError, messageOf } from '../error.ts';
+import { type Koffi, type KoffiFunc, type LibraryHandle, loadKoffi } from './koffi.ts';
 
 /*
- * The only place that calls C. Everything that KVM, ptrace, seccomp and userfaultfd need is a function of the
- * C library; structures are encoded with the tables of abi/.
+ * Everything that KVM, ptrace, seccomp and userfaultfd need is a function of the C library; structures are encoded with
+ * the tables of abi/.
  */
 
-type Koffi = typeof import('koffi');
 /** An address or a 64-bit word. */
 export type Word = number | bigint;
 type Buffers = Uint8Array | null;
@@ -19,6 +18,7 @@ export interface Libc {
   pread(fd: number, into: Uint8Array, size: number, offset: Word): number;
   pwrite(fd: number, from: Uint8Array, size: number, offset: Word): number;
   read(fd: number, into: Uint8Array, size: number): number;
+  lseek(fd: number, offset: Word, whence: number): Word;
   ioctl(fd: number, request: number, argument: Word): number;
   ioctlBytes(fd: number, request: number, argument: Uint8Array): number;
   mmap(address: Word, size: Word, protection: number, flags: number, fd: number, offset: Word): Word;
@@ -66,6 +66,7 @@ const PROTOTYPES: Readonly<Record<Exclude<keyof Libc, 'errno' | 'view' | 'addres
   pread: 'int64_t pread(int fd, void *into, size_t size, int64_t offset)',
   pwrite: 'int64_t pwrite(int fd, void *from, size_t size, int64_t offset)',
   read: 'int64_t read(int fd, void *into, size_t size)',
+  lseek: 'int64_t lseek(int fd, int64_t offset, int whence)',
   ioctl: 'int ioctl(int fd, unsigned long request, uintptr_t argument)',
   ioctlBytes: 'int ioctl(int fd, unsigned long request, void *argument)',
   mmap: 'uintptr_t mmap(uintptr_t address, size_t size, int protection, int flags, int fd, int64_t offset)',
@@ -121,7 +122,7 @@ function bind(koffi: Koffi, library: LibraryHandle): Libc {
 export function libc(): Libc {
   if (loaded) return loaded;
   try {
-    const koffi = createRequire(import.meta.url)('koffi') as Koffi;
+    const koffi = loadKoffi();
     loaded = bind(koffi, koffi.load(LIBRARY));
     return loaded;
   } catch (error) {
@@ -138,42 +139,13 @@ export function libc(): Libc {
  */
 export function eventLoopDescriptor(): number {
   try {
-    const koffi = createRequire(import.meta.url)('koffi') as Koffi;
-    const node = koffi.load(null);
+    const node = loadKoffi().load(null);
     const loop = node.func('uintptr_t uv_default_loop()')() as Word;
     return node.func('int uv_backend_fd(uintptr_t loop)')(loop) as number;
   } catch {
     return -1;
   }
 }
-
-const ERRNO_NAMES: Readonly<Record<number, string>> = {
-  1: 'EPERM',
-  2: 'ENOENT',
-  3: 'ESRCH',
-  4: 'EINTR',
-  5: 'EIO',
-  9: 'EBADF',
-  10: 'ECHILD',
-  11: 'EAGAIN',
-  12: 'ENOMEM',
-  13: 'EACCES',
-  14: 'EFAULT',
-  16: 'EBUSY',
-  17: 'EEXIST',
-  19: 'ENODEV',
-  22: 'EINVAL',
-  24: 'EMFILE',
-  25: 'ENOTTY',
-  38: 'ENOSYS',
-};
-
-export function errnoName(errno: number): string {
-  return ERRNO_NAMES[errno] ?? `errno ${errno}`;
-}
-
-/** There is no such thread, or it is not stopped. */
-export const ESRCH = 3;
 
 /** A system call failed. */
 export class SystemError extends KvmiError {

@@ -14,6 +14,14 @@ export function readText(path: string): string | undefined {
   }
 }
 
+export function readLink(path: string): string | undefined {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return undefined;
+  }
+}
+
 function list(path: string): string[] {
   try {
     return readdirSync(path);
@@ -29,13 +37,20 @@ export function processes(): number[] {
     .map(Number);
 }
 
+/** The arguments of a process, its program's name first; empty when it has ended or has none. */
+export function commandLine(pid: number): string[] {
+  const text = readText(`/proc/${pid}/cmdline`) ?? '';
+  return Buffer.from(text, 'latin1').toString('utf8').split('\0').slice(0, -1);
+}
+
+/** The open descriptors of a process; none without the right to see them. */
+export function descriptors(pid: number): number[] {
+  return list(`/proc/${pid}/fd`).map(Number);
+}
+
 /** What /proc/PID/fd/FD points to. */
 export function descriptorTarget(pid: number, fd: number): string | undefined {
-  try {
-    return readlinkSync(`/proc/${pid}/fd/${fd}`);
-  } catch {
-    return undefined;
-  }
+  return readLink(`/proc/${pid}/fd/${fd}`);
 }
 
 /** The KVM descriptors of a process. */
@@ -52,11 +67,11 @@ const VCPU = /^anon_inode:kvm-vcpu:(\d+)$/;
 export function kvmDescriptors(pid: number): KvmDescriptors {
   const vms: number[] = [];
   const vcpus: { id: number; fd: number }[] = [];
-  for (const name of list(`/proc/${pid}/fd`)) {
-    const target = descriptorTarget(pid, Number(name));
-    if (target === VM) vms.push(Number(name));
+  for (const fd of descriptors(pid)) {
+    const target = descriptorTarget(pid, fd);
+    if (target === VM) vms.push(fd);
     const vcpu = target === undefined ? undefined : VCPU.exec(target);
-    if (vcpu) vcpus.push({ id: Number(vcpu[1]), fd: Number(name) });
+    if (vcpu) vcpus.push({ id: Number(vcpu[1]), fd });
   }
   return { vms: vms.sort((a, b) => a - b), vcpus: vcpus.sort((a, b) => a.fd - b.fd) };
 }
@@ -73,14 +88,16 @@ function stat(path: string): string[] | undefined {
   return text?.slice(text.lastIndexOf(')') + 2).split(' ');
 }
 
+export function threads(pid: number): number[] {
+  return list(`/proc/${pid}/task`).map(Number);
+}
+
 /** The threads of a process that run its own code. */
 export function userThreads(pid: number): number[] {
-  return list(`/proc/${pid}/task`)
-    .map(Number)
-    .filter((tid) => {
-      const fields = stat(`/proc/${pid}/task/${tid}/stat`);
-      return fields !== undefined && (Number(fields[STAT_FLAGS]) & PF_USER_WORKER) === 0;
-    });
+  return threads(pid).filter((tid) => {
+    const fields = stat(`/proc/${pid}/task/${tid}/stat`);
+    return fields !== undefined && (Number(fields[STAT_FLAGS]) & PF_USER_WORKER) === 0;
+  });
 }
 
 /** The process that a thread belongs to. */
@@ -88,10 +105,20 @@ export function processOf(tid: number): number | undefined {
   return statusNumber(tid, 'Tgid');
 }
 
-/** One numeric line of /proc/PID/status. */
-export function statusNumber(pid: number, name: string): number | undefined {
-  const value = new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(readText(`/proc/${pid}/status`) ?? '')?.[1];
-  return value === undefined ? undefined : Number(value);
+function statusWords(pid: number | 'self', name: string): string[] {
+  const status = readText(`/proc/${pid}/status`) ?? '';
+  return new RegExp(`^${name}:[ \\t]+(.*)$`, 'm').exec(status)?.[1]?.split(/\s+/) ?? [];
+}
+
+/** A number of a line of /proc/PID/status; counted from the end when `index` is negative. */
+export function statusNumber(pid: number, name: string, index = 0): number | undefined {
+  const word = statusWords(pid, name).at(index);
+  return word === undefined ? undefined : Number(word);
+}
+
+/** The capabilities in effect of this process, one a bit (capability.h). */
+export function ownCapabilities(): bigint {
+  return BigInt(`0x${statusWords('self', 'CapEff')[0] ?? '0'}`);
 }
 
 /** Clock ticks of /proc, a second: the same on every x86-64 Linux. */
@@ -107,17 +134,38 @@ export function startTimeOf(pid: number): number {
 export interface Mapping {
   readonly start: number;
   readonly end: number;
+  /** `rw-p`, `r--s`: the last one says whether it is private or shared. */
   readonly permissions: string;
+  /** Where the mapping starts in its file. */
+  readonly offset: number;
+  /** `major:minor` in hexadecimal, and the inode of the file; inode 0 for anonymous memory. */
+  readonly device: string;
+  readonly inode: number;
   readonly name: string;
 }
 
-const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+\s*(.*)$/;
+const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+)\s*(.*)$/;
 
+/** The mappings of a process; none without the right to see them. */
 export function mappings(pid: number): Mapping[] {
-  return (readText(`/proc/${pid}/maps`) ?? '').split('\n').flatMap((line) => {
+  return parseMappings(readText(`/proc/${pid}/maps`) ?? '');
+}
+
+export function parseMappings(text: string): Mapping[] {
+  return text.split('\n').flatMap((line) => {
     const match = MAPPING.exec(line);
     if (!match) return [];
-    const [, start, end, permissions, name] = match as unknown as [string, string, string, string, string];
-    return [{ start: Number.parseInt(start, 16), end: Number.parseInt(end, 16), permissions, name }];
+    const [start, end, offset] = [match[1]!, match[2]!, match[4]!].map((hex) => Number.parseInt(hex, 16));
+    return [
+      {
+        start: start!,
+        end: end!,
+        permissions: match[3]!,
+        offset: offset!,
+        device: match[5]!,
+        inode: Number(match[6]),
+        name: match[7]!,
+      },
+    ];
   });
 }

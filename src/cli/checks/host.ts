@@ -1,4 +1,5 @@
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
+import { ownCapabilities, readText } from '../../system/proc.ts';
 import { type Check, type Finding, ok } from './check.ts';
 
 /** The least version of Node.js. */
@@ -24,13 +25,13 @@ export interface TraceRights {
   readonly yama: number | undefined;
 }
 
-const CAP_SYS_PTRACE = 19n;
+const CAP_SYS_PTRACE = 1n << 19n;
 
 const SET_CAPABILITY =
   'Run as root (in a container with --cap-add SYS_PTRACE), or: sudo setcap cap_sys_ptrace+ep "$(readlink -f "$(command -v node)")"';
 
 export function traceFinding({ uid, capabilities, yama = 0 }: TraceRights): Finding {
-  const capable = ((capabilities >> CAP_SYS_PTRACE) & 1n) === 1n;
+  const capable = (capabilities & CAP_SYS_PTRACE) !== 0n;
   const who = uid === 0 ? 'root' : `user ${uid}`;
   if (yama === 3) {
     return {
@@ -49,20 +50,12 @@ export function traceFinding({ uid, capabilities, yama = 0 }: TraceRights): Find
   };
 }
 
-function readNumber(path: string): number | undefined {
-  try {
-    return Number(readFileSync(path, 'utf8'));
-  } catch {
-    return undefined;
-  }
-}
-
 function traceRights(): TraceRights {
-  const hex = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'latin1'))?.[1] ?? '0';
+  const yama = readText('/proc/sys/kernel/yama/ptrace_scope');
   return {
     uid: process.getuid?.() ?? 0,
-    capabilities: BigInt(`0x${hex}`),
-    yama: readNumber('/proc/sys/kernel/yama/ptrace_scope'),
+    capabilities: ownCapabilities(),
+    yama: yama === undefined ? undefined : Number(yama),
   };
 }
 

@@ -1,9 +1,10 @@
-import { accessSync, constants, readFileSync, readlinkSync } from 'node:fs';
+import { accessSync, constants, readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { messageOf } from '../../error.ts';
-import { parseQemuArguments, type QemuArguments } from './arguments.ts';
+import { commandLine, readLink } from '../../system/proc.ts';
+import { parseQemuArguments, type QemuArguments } from '../../system/qemu-arguments.ts';
 import type { QmpAddress } from './open-qmp.ts';
-import { commandLine, qemuProcesses } from './process.ts';
+import { qemuProcesses } from './process.ts';
 
 /** A VM of QEMU on this host, as its command line describes it. */
 export interface FoundQemu extends Pick<QemuArguments, 'uuid' | 'vcpus' | 'memory' | 'accelerator'> {
@@ -74,11 +75,8 @@ function whyNotUsable(path: string, busy: boolean): string | undefined {
 
 /** A path as QEMU wrote it, which may be relative to its working directory. */
 function absolute(pid: number, path: string): string {
-  try {
-    return resolve(readlinkSync(`/proc/${pid}/cwd`), path);
-  } catch {
-    return path;
-  }
+  const folder = readLink(`/proc/${pid}/cwd`);
+  return folder === undefined ? path : resolve(folder, path);
 }
 
 const CONNECTED = '03';

@@ -4,6 +4,7 @@ import { type Capabilities, requireCapability } from '../../machine/capabilities
 import type { Machine, MachineHandler } from '../../machine/machine.ts';
 import { type BackedRegion, RegionMemory } from '../../machine/region-memory.ts';
 import type { Answer, Stop, Trap } from '../../machine/stops.ts';
+import { startTimeOf } from '../../system/proc.ts';
 import { BreakpointTrap } from './breakpoint-trap.ts';
 import { qemuCapabilities } from './capabilities.ts';
 import type { CpuState } from './cpu-state.ts';
@@ -15,7 +16,7 @@ import { InstructionTraps } from './instruction-traps.ts';
 import { parseMemoryTree } from './memory-map.ts';
 import type { QmpAddress } from './open-qmp.ts';
 import { Patches } from './patches.ts';
-import { findQemuProcess, startTimeOf } from './process.ts';
+import { findQemuProcess } from './process.ts';
 import { type QmpEvent, type QmpTransport, recordOf, recordsOf } from './qmp.ts';
 import { openRam, type RamSource } from './ram.ts';
 import { RunControl, type RunControlOwner } from './run-control.ts';

@@ -1,43 +1,20 @@
-import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
+import {
+  commandLine,
+  descriptors,
+  type Mapping,
+  processes,
+  readLink,
+  statusNumber,
+  threads,
+} from '../../system/proc.ts';
 import { type QmpTransport, recordsOf } from './qmp.ts';
-
-/** One line of /proc/PID/maps. */
-export interface Mapping {
-  readonly start: number;
-  readonly end: number;
-  readonly shared: boolean;
-  /** Where the mapping starts in its file. */
-  readonly offset: number;
-  /** `major:minor` in hexadecimal, and the inode of the file; inode 0 for anonymous memory. */
-  readonly device: string;
-  readonly inode: number;
-}
-
-const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) ...([sp]) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) (\d+)/;
-
-/** The mappings of a process; throws what `readFileSync` throws (EACCES without the right to trace it). */
-export function readMappings(pid: number): Mapping[] {
-  const lines = readFileSync(`/proc/${pid}/maps`, 'latin1').split('\n');
-  return lines.flatMap((line) => {
-    const match = MAPPING.exec(line);
-    if (match === null) return [];
-    const [start, end, offset] = [match[1]!, match[2]!, match[4]!].map((hex) => Number.parseInt(hex, 16));
-    const mapping = {
-      start: start!,
-      end: end!,
-      shared: match[3] === 's',
-      offset: offset!,
-      device: match[5]!,
-      inode: Number(match[6]),
-    };
-    return [mapping];
-  });
-}
 
 /** The path of a descriptor of `pid` (/proc/PID/fd/N) that is open on the file of `mapping`. */
 export function descriptorOf(pid: number, mapping: Mapping): string | undefined {
   const [major, minor] = mapping.device.split(':').map((hex) => Number.parseInt(hex, 16));
-  return descriptors(pid).find((path) => {
+  const paths = descriptors(pid).map((fd) => `/proc/${pid}/fd/${fd}`);
+  return paths.find((path) => {
     try {
       const { ino, dev } = statSync(path);
       return ino === mapping.inode && deviceMajor(dev) === major && deviceMinor(dev) === minor;
@@ -47,57 +24,15 @@ export function descriptorOf(pid: number, mapping: Mapping): string | undefined 
   });
 }
 
-/** The paths /proc/PID/fd/N of a process; none without the right to see them. */
-export function descriptors(pid: number): string[] {
-  try {
-    return readdirSync(`/proc/${pid}/fd`).map((fd) => `/proc/${pid}/fd/${fd}`);
-  } catch {
-    return [];
-  }
-}
-
-/** The arguments of a process, empty when it has ended or has none. */
-export function commandLine(pid: number): string[] {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').slice(0, -1);
-  } catch {
-    return [];
-  }
-}
-
-/** The effective user id of a process. */
-export function userOf(pid: number): number | undefined {
-  return statusNumber(pid, 'Uid', 1);
-}
-
 /** True when the executable looks like QEMU's system emulator. */
-export function isQemu(pid: number): boolean {
-  let executable: string;
-  try {
-    executable = readlinkSync(`/proc/${pid}/exe`);
-  } catch {
-    executable = commandLine(pid)[0] ?? '';
-  }
+function isQemu(pid: number): boolean {
+  const executable = readLink(`/proc/${pid}/exe`) ?? commandLine(pid)[0] ?? '';
   return /(?:^|\/)(?:qemu-system-|qemu-kvm|kvm)[^/]*(?: \(deleted\))?$/.test(executable);
-}
-
-/** When a process started, in milliseconds of CLOCK_MONOTONIC (the clock of /proc/PID/stat but for suspended time). */
-export function startTimeOf(pid: number): number {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    return Number(fields[19]) * 10;
-  } catch {
-    return 0;
-  }
 }
 
 /** Every QEMU of this host that this process can see. */
 export function qemuProcesses(): number[] {
-  return readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name))
-    .map(Number)
-    .filter(isQemu);
+  return processes().filter(isQemu);
 }
 
 /**
@@ -106,36 +41,12 @@ export function qemuProcesses(): number[] {
  */
 export async function findQemuProcess(qmp: QmpTransport): Promise<number | undefined> {
   const cpus = recordsOf(await qmp.execute('query-cpus-fast'), 'the list of vCPUs');
-  const threads = cpus.map((cpu) => Number(cpu['thread-id']));
+  const vcpuThreads = cpus.map((cpu) => Number(cpu['thread-id']));
   const candidates = qemuProcesses().filter((pid) => {
-    const own = threadNames(pid);
-    return threads.every((thread) => own.has(thread));
+    const own = new Set(threads(pid).map((thread) => statusNumber(thread, 'NSpid', -1)));
+    return vcpuThreads.every((thread) => own.has(thread));
   });
   return candidates.length === 1 ? candidates[0] : undefined;
-}
-
-/** The numbers of a process's threads in its own PID namespace. */
-function threadNames(pid: number): Set<number | undefined> {
-  try {
-    return new Set(
-      readdirSync(`/proc/${pid}/task`).map((thread) => statusNumber(Number(thread), 'NSpid', -1)),
-    );
-  } catch {
-    return new Set();
-  }
-}
-
-/** Number `index` of a line of /proc/PID/status, from the end when it is negative. */
-function statusNumber(pid: number, name: string, index: number): number | undefined {
-  if (!Number.isSafeInteger(pid) || pid <= 0) return undefined;
-  try {
-    const status = readFileSync(`/proc/${pid}/status`, 'latin1');
-    const values = new RegExp(`^${name}:\\s+(.*)$`, 'm').exec(status)?.[1]?.split(/\s+/);
-    const value = values?.at(index);
-    return value === undefined ? undefined : Number(value);
-  } catch {
-    return undefined;
-  }
 }
 
 /** The kernel's encoding of device numbers in `st_dev`. */

@@ -1,9 +1,10 @@
-import { closeSync, fstatSync, openSync, readSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
 import type { Awaitable } from '../../awaitable.ts';
 import { messageOf } from '../../error.ts';
 import { MappedFile } from '../../system/mapped-file.ts';
+import { type Mapping, parseMappings } from '../../system/proc.ts';
 import { parseHostAddress, type RamRange } from './memory-map.ts';
-import { descriptorOf, type Mapping, readMappings } from './process.ts';
+import { descriptorOf } from './process.ts';
 import type { QmpTransport } from './qmp.ts';
 import type { Workspace } from './workspace.ts';
 
@@ -34,7 +35,7 @@ export async function openRam(
   let mappings: Mapping[] = [];
   if (pid !== undefined) {
     try {
-      mappings = readMappings(pid);
+      mappings = parseMappings(readFileSync(`/proc/${pid}/maps`, 'latin1'));
     } catch (error) {
       reason = `QEMU's memory map cannot be read: ${messageOf(error)}`;
     }
@@ -65,7 +66,7 @@ function openProcessRam(
   const end = Math.max(...ranges.map(({ offset, size }) => offset + size));
   const mapping = mappings.find(({ start, end: mapped }) => base + first >= start && base + first < mapped);
   if (mapping === undefined) return "QEMU's memory map does not hold the guest's memory";
-  if (mapping.shared && mapping.inode !== 0) {
+  if (mapping.permissions.endsWith('s') && mapping.inode !== 0) {
     const path = descriptorOf(pid, mapping);
     const source =
       path === undefined ? undefined : openShared(path, base - mapping.start + mapping.offset, end);

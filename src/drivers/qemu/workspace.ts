@@ -1,7 +1,7 @@
 import { chownSync, existsSync, mkdtempSync, readFileSync, rmSync, unlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { userOf } from './process.ts';
+import { statusNumber } from '../../system/proc.ts';
 
 /** How the directories are named, so that what a killed host left can be recognised. */
 export const WORKSPACE_PREFIX = 'kvmi-qemu-';
@@ -44,7 +44,7 @@ export class Workspace {
   #create(): string {
     const parent = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
     const path = mkdtempSync(join(parent, WORKSPACE_PREFIX));
-    const user = this.#pid === undefined ? undefined : userOf(this.#pid);
+    const user = this.#pid === undefined ? undefined : statusNumber(this.#pid, 'Uid', 1);
     if (user !== undefined && user !== process.getuid?.()) {
       try {
         chownSync(path, user, -1);

@@ -1,6 +1,6 @@
-import { createRequire } from 'node:module';
 import * as zlib from 'node:zlib';
 import { KvmiError } from '../../error.ts';
+import { type Koffi, type LibraryHandle, loadKoffi } from '../../system/koffi.ts';
 
 /** Zstandard (RFC 8878), frame by frame. */
 export interface Zstd {
@@ -57,19 +57,16 @@ function zstdOfNode(): Zstd | undefined {
   };
 }
 
-type Koffi = typeof import('koffi');
-
 /** The library that nearly every Linux has, through koffi, which is optional. */
 function zstdOfLibrary(): Zstd | undefined {
   try {
-    const koffi = createRequire(import.meta.url)('koffi') as Koffi;
-    return new LibraryZstd(loadFirst(koffi, LIBRARIES));
+    return new LibraryZstd(loadFirst(loadKoffi(), LIBRARIES));
   } catch {
     return undefined;
   }
 }
 
-function loadFirst(koffi: Koffi, names: readonly string[]): ReturnType<Koffi['load']> {
+function loadFirst(koffi: Koffi, names: readonly string[]): LibraryHandle {
   for (const name of names.slice(0, -1)) {
     try {
       return koffi.load(name);
@@ -85,7 +82,7 @@ class LibraryZstd implements Zstd {
   /** Compression contexts that are not in use. */
   readonly #contexts: unknown[] = [];
 
-  constructor(library: ReturnType<Koffi['load']>) {
+  constructor(library: LibraryHandle) {
     this.#functions = {
       create: library.func('void *ZSTD_createCCtx(void)'),
       set: library.func('size_t ZSTD_CCtx_setParameter(void *context, int parameter, int value)'),

@@ -1,7 +1,9 @@
 import { putU32, putU64 } from '../../../abi/bytes.ts';
+import { errnoName } from '../../../abi/errno.ts';
 import { SYS } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
-import { errnoName, libc, type Word } from '../../../system/libc.ts';
+import { libc } from '../../../system/libc.ts';
+import { SharedMapping } from '../../../system/shared-mapping.ts';
 
 const BPF_MAP_CREATE = 0;
 const BPF_PROG_LOAD = 5;
@@ -86,7 +88,7 @@ function assemble(instructions: readonly Instruction[]): Uint8Array {
 export class KernelMemory {
   readonly #program: number;
   readonly #map: number;
-  readonly #mapped: Word;
+  readonly #mapping: SharedMapping;
   readonly #value: Buffer;
   readonly #context = new Uint8Array(16);
   readonly #run = new Uint8Array(TEST_RUN_SIZE);
@@ -98,8 +100,8 @@ export class KernelMemory {
     const words = [MAP_TYPE_ARRAY, 4, READ_LIMIT, 1, MAP_MMAPABLE];
     for (let i = 0; i < words.length; i++) putU32(mapAttributes, i * 4, words[i]!);
     this.#map = bpf(BPF_MAP_CREATE, mapAttributes, 'a map');
-    this.#mapped = lib.mmap(0, READ_LIMIT, 3, 1, this.#map, 0);
-    this.#value = Buffer.from(lib.view(this.#mapped, READ_LIMIT));
+    this.#mapping = new SharedMapping('a BPF map', this.#map, READ_LIMIT, 'write');
+    this.#value = Buffer.from(this.#mapping.bytes.buffer);
     const code = assemble(program(this.#map));
     const license = Buffer.from('GPL\0');
     const attributes = new Uint8Array(ATTRIBUTE_SIZE);
@@ -134,7 +136,7 @@ export class KernelMemory {
   }
 
   close(): void {
-    libc().munmap(this.#mapped, READ_LIMIT);
+    this.#mapping.unmap();
     libc().close(this.#program);
     libc().close(this.#map);
   }

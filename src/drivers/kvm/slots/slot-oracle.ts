@@ -1,3 +1,4 @@
+import { ERRNO } from '../../../abi/errno.ts';
 import { KVM_MEM } from '../../../abi/kvm.ts';
 import { KvmiError } from '../../../error.ts';
 import type { Memslot } from './memslots.ts';
@@ -33,9 +34,7 @@ export type Ask = (calls: readonly OracleCall[]) => number[];
 /** How many calls one series has at most. */
 export const SERIES_LIMIT = 30;
 
-const ENOENT = 2;
-const EEXIST = 17;
-const EINVAL = 22;
+const { ENOENT, EEXIST, EINVAL } = ERRNO;
 const PAGE = 4096;
 /** Slots of VMMs are numbered from 0; the highest number that every kernel knows is 508. */
 const SEARCHED_SLOTS = 503;

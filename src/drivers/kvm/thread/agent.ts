@@ -1,7 +1,8 @@
 import { getS64, putU32, putU64 } from '../../../abi/bytes.ts';
 import { SIGNAL, SYS } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
-import { check, libc, SystemError, takeDescriptor, type Word } from '../../../system/libc.ts';
+import { libc, SystemError, takeDescriptor, type Word } from '../../../system/libc.ts';
+import { SharedMapping } from '../../../system/shared-mapping.ts';
 import { AGENT_CODE, AGENT_ENTRY, CALL_LIMIT, CALL_SIZE, SLOT } from './agent-code.ts';
 import type { SyscallSite } from './syscall-site.ts';
 import { putUserRegister, type Tracee } from './tracee.ts';
@@ -104,13 +105,13 @@ export class Agent {
   readonly address: number;
   /** The same memory in this process. */
   readonly shared: Uint8Array;
-  readonly #view: Word;
+  readonly #mapping: SharedMapping;
   readonly #slots = new Map<number, Slot>();
 
-  private constructor(address: number, view: Word) {
+  private constructor(address: number, mapping: SharedMapping) {
     this.address = address;
-    this.#view = view;
-    this.shared = new Uint8Array(libc().view(view, SIZE));
+    this.#mapping = mapping;
+    this.shared = mapping.bytes;
   }
 
   /** Maps it, by way of a stopped thread. */
@@ -123,15 +124,18 @@ export class Agent {
     const fd = inject('memfd_create', SYS.memfd_create, site.emptyString, MFD_CLOEXEC);
     inject('ftruncate', SYS.ftruncate, fd, SIZE);
     const held = takeDescriptor(pid, fd);
-    const view = libc().mmap(0, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, held, 0);
-    libc().close(held);
-    if (BigInt(view) === MAP_FAILED) throw new SystemError('mmap', libc().errno());
-    new Uint8Array(libc().view(view, PAGE)).set(AGENT_CODE);
+    let mapping: SharedMapping;
+    try {
+      mapping = new SharedMapping("the agent's memory", held, SIZE, 'write');
+    } finally {
+      libc().close(held);
+    }
+    mapping.bytes.set(AGENT_CODE);
     const address = inject('mmap', SYS.mmap, 0, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     const executable = PROT_READ | PROT_EXEC;
     inject('mmap', SYS.mmap, address, PAGE, executable, MAP_SHARED | MAP_FIXED, fd, 0);
     inject('close', SYS.close, fd);
-    return new Agent(address, view);
+    return new Agent(address, mapping);
   }
 
   /** The slot of a vCPU, or of another thread of the VMM (`index` 256). */
@@ -150,10 +154,9 @@ export class Agent {
   /** Unmaps it by way of a stopped thread that is not in it; without one, only from this process. */
   remove(tracee: Tracee | undefined, site: SyscallSite): void {
     tracee?.inject(site.instruction, SYS.munmap, this.address, SIZE);
-    check(libc().munmap(this.#view, SIZE), 'munmap');
+    this.#mapping.unmap();
   }
 }
 
 /** The slot for threads that are no vCPU. */
 export const SPARE_SLOT = SLOT_COUNT - 1;
-const MAP_FAILED = 2n ** 64n - 1n;

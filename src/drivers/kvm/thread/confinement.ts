@@ -1,4 +1,5 @@
 import { putU32, putU64 } from '../../../abi/bytes.ts';
+import { ERRNO } from '../../../abi/errno.ts';
 import { KVM } from '../../../abi/kvm.ts';
 import { AUDIT_ARCH_X86_64, PTRACE, SECCOMP, SIGNAL, SYS } from '../../../abi/linux.ts';
 import { runClassicBpf } from '../../../system/classic-bpf.ts';
@@ -52,13 +53,11 @@ function filtersOf(tid: number): Uint8Array[] | undefined {
   const bytes = new Uint8Array(MAX_PROGRAM_SIZE);
   while (filters.length < MAX_FILTERS) {
     const count = libc().ptraceBytes(PTRACE.SECCOMP_GET_FILTER, tid, filters.length, bytes);
-    if (count < 0) return libc().errno() === ENOENT ? filters : undefined;
+    if (count < 0) return libc().errno() === ERRNO.ENOENT ? filters : undefined;
     filters.push(bytes.slice(0, count * 8));
   }
   return undefined;
 }
-
-const ENOENT = 2;
 
 /** Whether a thread of a program under `kvmi run` has no filters but that one and those that this process has, too. */
 function hasOnlyOurs(tid: number): boolean {

@@ -1,32 +1,31 @@
 import { getU32, getU64, putU32, putU64 } from '../../../abi/bytes.ts';
 import { KVM_RUN_PAGE, KVM_SYNC_X86 } from '../../../abi/kvm.ts';
 import { kvmRegs, kvmSregs } from '../../../abi/x86.ts';
-import { libc, SystemError, takeDescriptor, type Word } from '../../../system/libc.ts';
+import { libc, takeDescriptor } from '../../../system/libc.ts';
+import { SharedMapping } from '../../../system/shared-mapping.ts';
 
 const SIZE = 4096;
-const PROT_READ_WRITE = 3;
-const MAP_SHARED = 1;
-const MAP_FAILED = 2n ** 64n - 1n;
 
 /** The kvm_run page of a vCPU, shared with its VMM. It keeps the VM alive until it is closed. */
 export class RunPage {
   readonly bytes: Uint8Array;
-  readonly #address: Word;
+  readonly #mapping: SharedMapping;
   #closed = false;
 
   constructor(pid: number, vcpuFd: number) {
     const fd = takeDescriptor(pid, vcpuFd);
-    this.#address = libc().mmap(0, SIZE, PROT_READ_WRITE, MAP_SHARED, fd, 0);
-    const errno = libc().errno();
-    libc().close(fd);
-    if (BigInt(this.#address) === MAP_FAILED) throw new SystemError('mapping the kvm_run page', errno);
-    this.bytes = new Uint8Array(libc().view(this.#address, SIZE));
+    try {
+      this.#mapping = new SharedMapping('the kvm_run page', fd, SIZE, 'write');
+    } finally {
+      libc().close(fd);
+    }
+    this.bytes = this.#mapping.bytes;
   }
 
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    libc().munmap(this.#address, SIZE);
+    this.#mapping.unmap();
   }
 
   get exitReason(): number {

@@ -1,3 +1,4 @@
+import { ERRNO } from '../../../abi/errno.ts';
 import { KVM } from '../../../abi/kvm.ts';
 import { SYS } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
@@ -5,7 +6,7 @@ import { userThreads } from '../../../system/proc.ts';
 import { putUserRegister, type StopEvent, type Tracee, type UserRegister, userRegister } from './tracee.ts';
 import type { Vmm } from './vmm.ts';
 
-const EINTR = -4n;
+const EINTR = BigInt(-ERRNO.EINTR);
 const SYSCALL_INSTRUCTION_SIZE = 2n;
 
 interface Stopped {

@@ -1,6 +1,7 @@
 import { getU64, putU64 } from '../../../abi/bytes.ts';
+import { ERRNO } from '../../../abi/errno.ts';
 import { KvmiError } from '../../../error.ts';
-import { ESRCH, libc, SystemError } from '../../../system/libc.ts';
+import { libc, SystemError } from '../../../system/libc.ts';
 import type { KvmVcpu } from '../vcpu.ts';
 import { SLOT } from './agent-code.ts';
 import { isConfined } from './confinement.ts';
@@ -183,7 +184,7 @@ function handle(thread: VcpuThread, event: StopEvent): void {
   try {
     thread.stopped(event);
   } catch (error) {
-    if (!(error instanceof SystemError) || error.errno !== ESRCH) throw error;
+    if (!(error instanceof SystemError) || error.errno !== ERRNO.ESRCH) throw error;
     const end = thread.tracee.wait();
     if (end.kind !== 'gone') throw error;
     thread.stopped(end);

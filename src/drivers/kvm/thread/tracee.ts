@@ -1,4 +1,5 @@
 import { getS32, getS64, getU64, getU64Number, putU32, putU64 } from '../../../abi/bytes.ts';
+import { ERRNO, errnoName } from '../../../abi/errno.ts';
 import {
   PTRACE,
   PTRACE_EVENT,
@@ -10,11 +11,10 @@ import {
   WAIT,
 } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
-import { check, ESRCH, errnoName, libc, SystemError, type Word } from '../../../system/libc.ts';
+import { check, libc, SystemError, type Word } from '../../../system/libc.ts';
 
 /** How long a thread may take to stop or to carry out an injected system call, in ms. */
 const STOP_TIMEOUT_MS = 2000;
-const EINTR = 4;
 const ITIMER_REAL = 0;
 const SYSCALL_STOP = 0x80;
 /** Size of the signal mask that the kernel has. */
@@ -150,7 +150,7 @@ export class Tracee {
       const tid = wait4(this.tid, statusBytes, options | WAIT.ALL, null);
       if (tid > 0) return this.#event(getS32(statusBytes, 0));
       if (tid === 0) return undefined;
-      if (errno() !== EINTR) return GONE;
+      if (errno() !== ERRNO.EINTR) return GONE;
       if (performance.now() >= deadline) return undefined;
     }
   }
@@ -224,7 +224,7 @@ export class Tracee {
       // Before it is resumed, so that it gets nowhere.
       this.interrupt();
     }
-    if (libc().ptrace(request, this.tid, 0, signal) < 0 && libc().errno() !== ESRCH) {
+    if (libc().ptrace(request, this.tid, 0, signal) < 0 && libc().errno() !== ERRNO.ESRCH) {
       throw new SystemError(`ptrace(${request}) of thread ${this.tid}`, libc().errno());
     }
   }
@@ -328,9 +328,8 @@ export function withRestart(regs: Uint8Array): Uint8Array {
 }
 
 function seizeError(tid: number, errno: number): KvmiError {
-  const name = errnoName(errno);
-  if (name === 'EPERM' || name === 'EACCES') {
-    return new KvmiError('E_PERMISSION', `thread ${tid} may not be traced: ${name}`, {
+  if (errno === ERRNO.EPERM || errno === ERRNO.EACCES) {
+    return new KvmiError('E_PERMISSION', `thread ${tid} may not be traced: ${errnoName(errno)}`, {
       hint: 'Run as root or with CAP_SYS_PTRACE; a debugger that is attached already has to be detached first. kvmi doctor tells more.',
       data: { errno },
     });

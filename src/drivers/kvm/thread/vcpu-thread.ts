@@ -1,4 +1,5 @@
 import { getS64, getU32, getU64, putU32 } from '../../../abi/bytes.ts';
+import { ERRNO } from '../../../abi/errno.ts';
 import { KVM, KVM_EXIT } from '../../../abi/kvm.ts';
 import { PTRACE, SIGNAL, SYS, USER_REGS } from '../../../abi/linux.ts';
 import { libc } from '../../../system/libc.ts';
@@ -7,8 +8,8 @@ import { COMMAND, SLOT } from './agent-code.ts';
 import type { RunPage } from './run-page.ts';
 import { putUserRegister, type StopEvent, type Tracee, userRegister, withRestart } from './tracee.ts';
 
-const EINTR = -4n;
-const ENOSYS = -38n;
+const EINTR = BigInt(-ERRNO.EINTR);
+const ENOSYS = BigInt(-ERRNO.ENOSYS);
 const SYSCALL_SIZE = 2n;
 const SYSCALL_ENTRY = 1;
 const DETACH_TIMEOUT_MS = 2000;

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { parseQemuArguments } from './arguments.ts';
+import { parseQemuArguments } from './qemu-arguments.ts';
 
 function parse(line: string) {
   return parseQemuArguments(line.split(' '));
