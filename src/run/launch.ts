@@ -3,7 +3,7 @@ import { delimiter, join } from 'node:path';
 import { getS32, putU16, putU64 } from '../abi/bytes.ts';
 import { ERRNO } from '../abi/errno.ts';
 import { PTRACE_O, SECCOMP, SIGNAL, SYS, WAIT } from '../abi/linux.ts';
-import { stopOf } from '../drivers/kvm/thread/stopped-threads.ts';
+import { stopOf } from '../drivers/kvm/thread/stopped-thread.ts';
 import { findSyscallSite } from '../drivers/kvm/thread/syscall-site.ts';
 import { Tracee, userRegister } from '../drivers/kvm/thread/tracee.ts';
 import { KvmiError } from '../error.ts';

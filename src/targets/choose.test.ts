@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { chooseMachine } from './choose.ts';
-import type { FoundMachine } from './find.ts';
+import type { FoundMachine } from './found.ts';
 
 function vm(pid: number, name: string, uuid?: string): FoundMachine {
   const rest = {

@@ -1,6 +1,7 @@
 import { KvmiError } from '../error.ts';
 import { didYouMean } from '../input/suggest.ts';
-import { type FoundMachine, handleOf } from './find.ts';
+import { handleOf } from './find.ts';
+import type { FoundMachine } from './found.ts';
 import { TARGETS } from './targets.ts';
 
 /** Stands for the only VM that runs, where the VM cannot be left out. */

@@ -1,23 +1,6 @@
+import type { FoundMachine } from './found.ts';
 import { findKvm } from './kvm-finder.ts';
 import { findQemu } from './qemu-finder.ts';
-
-/** A VM that runs on this host, whether kvmi can hook it or not. */
-export interface FoundMachine {
-  readonly pid: number | undefined;
-  readonly name: string;
-  /** As text, with dashes; undefined when the VMM does not say. */
-  readonly uuid: string | undefined;
-  readonly vcpus: number | undefined;
-  /** Bytes of guest memory. */
-  readonly memory: number | undefined;
-  /** The program that runs it. */
-  readonly vmm: string;
-  /** `tcg`, `kvm`, …; undefined when it is not known. */
-  readonly accelerator: string | undefined;
-  /** How to open it: `qemu:/run/vm.qmp`, `kvm:4711`. Undefined: there is no way, see `reason`. */
-  readonly target: string | undefined;
-  readonly reason: string | undefined;
-}
 
 /** Every VM of this host. */
 export async function findMachines(): Promise<FoundMachine[]> {

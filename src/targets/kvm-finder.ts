@@ -1,5 +1,5 @@
 import type { KvmMachineRow } from '../drivers/kvm/index.ts';
-import type { FoundMachine } from './find.ts';
+import type { FoundMachine } from './found.ts';
 
 /** Every VM on /dev/kvm whose process may be looked into; elsewhere than on Linux none. */
 export async function findKvm(): Promise<FoundMachine[]> {

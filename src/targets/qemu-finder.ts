@@ -1,4 +1,4 @@
-import type { FoundMachine } from './find.ts';
+import type { FoundMachine } from './found.ts';
 
 /** Every QEMU of this host, those of libvirt among them; elsewhere than on Linux none. */
 export async function findQemu(): Promise<FoundMachine[]> {

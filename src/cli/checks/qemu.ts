@@ -1,6 +1,7 @@
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
-import { type FoundMachine, findMachines, handleOf } from '../../targets/find.ts';
+import { findMachines, handleOf } from '../../targets/find.ts';
+import type { FoundMachine } from '../../targets/found.ts';
 import { type Check, type Finding, ok } from './check.ts';
 
 function onPath(program: string): string | undefined {

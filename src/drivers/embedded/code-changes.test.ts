@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { BARE, BareGuest } from '../../../test/kit/bare-guest.ts';
+import type { OpCache } from './cpu/op.ts';
 
 const COUNT = '48 ff c0 eb fb'; // 1: inc rax; jmp 1b
 
@@ -105,7 +106,10 @@ describe('embedded: code that changes', () => {
       executed += guest.machine.run(64);
     }
     assert.equal(executed, 64 * 0x20000);
-    const cached = guest.machine.memory.code.pages.reduce((sum, { blocks }) => sum + blocks.length, 0);
+    const cached = (guest.machine.memory.code as OpCache).pages.reduce(
+      (sum, { blocks }) => sum + blocks.length,
+      0,
+    );
     assert.ok(cached < 10_000, `${cached} blocks are kept`);
   });
 

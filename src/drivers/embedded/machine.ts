@@ -6,12 +6,15 @@ import {
   type Frames,
   type Machine,
   type MachineHandler,
+  PAGE_SIZE,
   type PreUnhookReason,
   type Trap,
   type Vcpu,
 } from '../../machine/index.ts';
 import { CAPABILITIES } from './capabilities.ts';
+import { CodeCache } from './cpu/code.ts';
 import type { Cpu, CpuSurroundings } from './cpu/cpu.ts';
+import type { OpCache } from './cpu/op.ts';
 import { ATTENTION } from './cpu/signals.ts';
 import { RBX } from './cpu/slots.ts';
 import { Apic, type InterProcessorBus } from './devices/apic.ts';
@@ -112,9 +115,12 @@ export class EmbeddedMachine implements Machine {
     this.clock = new Clock(options.clock === 'instructions');
     this.#image = options.image;
     this.#bootArgument = options.bootArgument ?? 0;
+    const code: OpCache = new CodeCache(this.memory.bytes.length / PAGE_SIZE);
+    this.memory.code = code;
     this.views = new MemoryViews(this.memory, this.#cpus, (vcpu) => (vcpu as EmbeddedVcpu).cpu);
     this.#surroundings = {
       memory: this.memory,
+      code,
       views: this.views,
       ports: new Ports(this.serial, (code) => this.#exit(code)),
       clock: this.clock,
@@ -360,7 +366,7 @@ export class EmbeddedMachine implements Machine {
     const index = this.#vcpus.length;
     const apic = new Apic(index, this.clock, this.#bus);
     const vcpu = new EmbeddedVcpu(index, apic, this.#surroundings, this.#owner);
-    this.memory.code.listeners.push(vcpu.cpu);
+    this.#surroundings.code.listeners.push(vcpu.cpu);
     this.#vcpus.push(vcpu);
     this.#cpus.push(vcpu.cpu);
     return vcpu;

@@ -1,11 +1,20 @@
 import { KvmiError } from '../../error.ts';
 import { GPA_LIMIT, type MemoryRegion, PAGE_SIZE, type PhysicalMemory } from '../../machine/index.ts';
-import { CodeCache } from './cpu/code.ts';
 
 /** Frames that can be added at run time. */
 const SPARE_FRAMES = 64;
 /** Offsets in the backing store must fit an int32. */
 const SIZE_LIMIT = 2 ** 31 - (SPARE_FRAMES + 1) * PAGE_SIZE;
+/** Keeps code that was decoded from memory in step with it. */
+export interface CodeWatch {
+  /** Whether a write to the frame must be told. */
+  hasCode(frame: number): boolean;
+  /** Bytes of the frame were written; offsets in the page. */
+  wrote(frame: number, from: number, to: number): void;
+}
+
+const NO_CODE: CodeWatch = { hasCode: () => false, wrote() {} };
+
 /** What `frameOf` answers for an address with nothing behind it. */
 export const UNBACKED = -1;
 
@@ -20,7 +29,8 @@ export class GuestMemory implements PhysicalMemory {
   readonly data: DataView;
   /** Frame that reads as 0xff. */
   readonly unbacked: number;
-  readonly code: CodeCache;
+  /** Told of writes. */
+  code: CodeWatch = NO_CODE;
   /** Counts writes from outside the guest. */
   writes = 0;
   readonly #ramPages: number;
@@ -42,7 +52,6 @@ export class GuestMemory implements PhysicalMemory {
     this.bytes = new Uint8Array(buffer);
     this.data = new DataView(buffer);
     this.bytes.fill(0xff, this.unbacked);
-    this.code = new CodeCache(this.bytes.length / PAGE_SIZE);
     for (let i = SPARE_FRAMES - 1; i >= 0; i--) this.#spare.push(size + i * PAGE_SIZE);
     this.#updateRegions();
   }

@@ -1,5 +1,4 @@
 import { ACCESS, type Gfn, type Vcpu, type Views } from '../../machine/index.ts';
-import type { Cpu } from './cpu/cpu.ts';
 import { type GuestMemory, UNBACKED } from './memory.ts';
 
 /** Views that a machine can have, view 0 included. */
@@ -64,16 +63,23 @@ export class MemoryView {
   }
 }
 
+/** A processor, as far as views are concerned. */
+export interface ViewedCpu {
+  readonly view: MemoryView;
+  setView(view: MemoryView): void;
+  flush(): void;
+}
+
 /** The views of a machine. */
 export class MemoryViews implements Views {
   readonly limit = VIEW_LIMIT;
   readonly #memory: GuestMemory;
-  readonly #cpuOf: (vcpu: Vcpu) => Cpu;
-  readonly #cpus: readonly Cpu[];
+  readonly #cpuOf: (vcpu: Vcpu) => ViewedCpu;
+  readonly #cpus: readonly ViewedCpu[];
   readonly #views: (MemoryView | undefined)[];
 
   /** `cpus` is the machine's own, growing list. */
-  constructor(memory: GuestMemory, cpus: readonly Cpu[], cpuOf: (vcpu: Vcpu) => Cpu) {
+  constructor(memory: GuestMemory, cpus: readonly ViewedCpu[], cpuOf: (vcpu: Vcpu) => ViewedCpu) {
     this.#memory = memory;
     this.#cpus = cpus;
     this.#cpuOf = cpuOf;

@@ -38,3 +38,6 @@ export function* readModuleTexts(session: Session): Walk<ModuleText[]> {
   }
   return texts;
 }
+
+/** Whether calls in the kernel's text may lead there. */
+export type CodeTest = (address: Gva) => boolean;

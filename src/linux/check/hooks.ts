@@ -6,8 +6,8 @@ import { bpfPrograms } from '../bpf.ts';
 import { chain } from '../list.ts';
 import { moduleSymbolLookup } from '../module-symbols.ts';
 import type { Obj, Session } from '../session.ts';
+import type { CodeTest } from './code.ts';
 import type { Finding } from './finding.ts';
-import type { CodeTest } from './text.ts';
 
 /** Something that the kernel's own mechanisms call at a place in the kernel. */
 export interface Hook {

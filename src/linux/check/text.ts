@@ -4,7 +4,14 @@ import type { Walk } from '../../reading/walk.ts';
 import { memoriesOf, moduleList } from '../modules.ts';
 import type { Session } from '../session.ts';
 import { checkDispatchers, checkFunctionStarts } from './branches.ts';
-import { type ModuleText, readModuleTexts, readText, type TextImage, textRange } from './code.ts';
+import {
+  type CodeTest,
+  type ModuleText,
+  readModuleTexts,
+  readText,
+  type TextImage,
+  textRange,
+} from './code.ts';
 import type { Finding } from './finding.ts';
 import { checkHooks, symbolic } from './hooks.ts';
 import { isLegitimate, MAX_SITE, type Site, type Sites, sitesOf } from './sites.ts';
@@ -12,9 +19,6 @@ import { isLegitimate, MAX_SITE, type Site, type Sites, sitesOf } from './sites.
 const PAGE = 4096;
 /** So many findings about text are enough to know. */
 const MAX_FINDINGS = 256;
-
-/** Whether calls in the kernel's text may lead there. */
-export type CodeTest = (address: Gva) => boolean;
 
 export function* codeTest(session: Session, sites: Sites): Walk<CodeTest> {
   const { start, end } = textRange(session);

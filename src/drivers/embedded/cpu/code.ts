@@ -1,35 +1,39 @@
-import type { Op } from './op.ts';
-
 /** Bytes that one bit of {@link CodePage} stands for when writes are compared with decoded code. */
 const CHUNK_SHIFT = 6;
 /** Pages with decoded code, and instructions in blocks, that are kept before all of it is dropped. */
 const PAGE_LIMIT = 512;
 const SIZE_LIMIT = 300_000;
 
+/** What the cache has to know of a decoded instruction: where it starts in its page, and where the next one does. */
+export interface Decoded {
+  readonly start: number;
+  readonly next: number;
+}
+
 /** Instructions that are executed one after the other: only the last one can go elsewhere. */
-export class Block {
-  readonly ops: Op[];
+export class Block<O extends Decoded> {
+  readonly ops: O[];
   /** How many there are; 0 once the code was written to, also while the block runs. */
   count: number;
 
-  constructor(ops: Op[]) {
+  constructor(ops: O[]) {
     this.ops = ops;
     this.count = ops.length;
   }
 }
 
 /** The decoded code of one frame, in one decoding mode. */
-export class CodePage {
+export class CodePage<O extends Decoded> {
   /** Offset of the frame in the backing store. */
   readonly frame: number;
   readonly mode64: boolean;
   /** By page offset: 1 + the position in `blocks` of the block that begins there, or 0. */
   readonly blockAt = new Uint16Array(4096);
-  readonly blocks: (Block | undefined)[] = [undefined];
+  readonly blocks: (Block<O> | undefined)[] = [undefined];
   /** Instructions by page offset, shared by the blocks that they are in. */
-  readonly ops = new Map<number, Op>();
+  readonly ops = new Map<number, O>();
   /** Instructions that continue on the next page; checked against its bytes every time. */
-  readonly crossing = new Map<number, Op>();
+  readonly crossing = new Map<number, O>();
   readonly #chunks = new Uint8Array(4096 >>> CHUNK_SHIFT);
 
   constructor(frame: number, mode64: boolean) {
@@ -37,12 +41,12 @@ export class CodePage {
     this.mode64 = mode64;
   }
 
-  addBlock(offset: number, block: Block): void {
+  addBlock(offset: number, block: Block<O>): void {
     this.blockAt[offset] = this.blocks.length;
     this.blocks.push(block);
   }
 
-  addOp(op: Op): void {
+  addOp(op: O): void {
     this.ops.set(op.start, op);
     const last = Math.min(op.next - 1, 4095) >>> CHUNK_SHIFT;
     for (let chunk = op.start >>> CHUNK_SHIFT; chunk <= last; chunk++) this.#chunks[chunk] = 1;
@@ -75,9 +79,9 @@ export interface CodeListener {
 }
 
 /** All decoded code of a machine, by frame. */
-export class CodeCache {
+export class CodeCache<O extends Decoded> {
   readonly listeners: CodeListener[] = [];
-  readonly #pages = new Map<number, CodePage>();
+  readonly #pages = new Map<number, CodePage<O>>();
   /** By frame number: whether a write to the frame must be looked at. */
   readonly #hasCode: Uint8Array;
   /** Instructions that were put into blocks since everything was dropped last. */
@@ -88,7 +92,7 @@ export class CodeCache {
   }
 
   /** Every page that has, or had, decoded code. */
-  get pages(): readonly CodePage[] {
+  get pages(): readonly CodePage<O>[] {
     return [...this.#pages.values()];
   }
 
@@ -96,12 +100,12 @@ export class CodeCache {
     return this.#hasCode[frame >>> 12] !== 0;
   }
 
-  page(frame: number, mode64: boolean): CodePage {
+  page(frame: number, mode64: boolean): CodePage<O> {
     const key = frame + (mode64 ? 1 : 0);
     let page = this.#pages.get(key);
     if (!page) {
       if (this.#pages.size >= PAGE_LIMIT) this.dropAll();
-      page = new CodePage(frame, mode64);
+      page = new CodePage<O>(frame, mode64);
       this.#pages.set(key, page);
     }
     return page;
@@ -113,7 +117,7 @@ export class CodeCache {
   }
 
   /** To be called when a block was decoded from a page. */
-  decoded(page: CodePage, block: Block): void {
+  decoded(page: CodePage<O>, block: Block<O>): void {
     this.#size += block.count;
     if (this.hasCode(page.frame)) return;
     this.#hasCode[page.frame >>> 12] = 1;

@@ -4,10 +4,11 @@ import type { Clock } from '../devices/clock.ts';
 import type { Ports } from '../devices/ports.ts';
 import type { GuestMemory } from '../memory.ts';
 import type { MemoryView, MemoryViews } from '../views.ts';
-import type { Block, CodeListener, CodePage } from './code.ts';
+import type { CodeListener } from './code.ts';
 import { CR0, EFER, FLAG } from './constants.ts';
 import { GuestEvent } from './event.ts';
 import { Msrs } from './msr.ts';
+import type { OpBlock, OpCache, OpPage } from './op.ts';
 import { Segment, TableRegister } from './segment.ts';
 import { ATTENTION } from './signals.ts';
 import { CS, SLOTS } from './slots.ts';
@@ -18,6 +19,7 @@ import { resetXsave, XSAVE_SIZE } from './xsave.ts';
 /** What a processor shares with the rest of its machine. */
 export interface CpuSurroundings {
   readonly memory: GuestMemory;
+  readonly code: OpCache;
   readonly views: MemoryViews;
   readonly ports: Ports;
   readonly clock: Clock;
@@ -34,6 +36,7 @@ export class Cpu implements CodeListener {
   /** Index of the vCPU, its APIC id. */
   readonly index: number;
   readonly memory: GuestMemory;
+  readonly code: OpCache;
   readonly views: MemoryViews;
   readonly ports: Ports;
   readonly clock: Clock;
@@ -95,8 +98,8 @@ export class Cpu implements CodeListener {
   /** Counts changes of what is neither a general register nor rip, rflags or cr2. */
   systemEpoch = 0;
 
-  readonly userTlb = new Tlb();
-  readonly kernelTlb = new Tlb();
+  readonly userTlb = new Tlb<OpPage>();
+  readonly kernelTlb = new Tlb<OpPage>();
   /** Of the current privilege level. */
   tlb = this.kernelTlb;
   readTlb = this.kernelTlb.read;
@@ -104,8 +107,8 @@ export class Cpu implements CodeListener {
   view: MemoryView;
 
   /** The page of code whose linear address is in r[CODE_BASE], or undefined when it must be looked up. */
-  codePage: CodePage | undefined = undefined;
-  block: Block | undefined = undefined;
+  codePage: OpPage | undefined = undefined;
+  block: OpBlock | undefined = undefined;
   /** Position in `block` of the instruction that runs, or -1 outside a block, when rip is exact. */
   position = -1;
 
@@ -144,7 +147,7 @@ export class Cpu implements CodeListener {
   /** Counts what is changed from outside that an instruction may have looked at already. */
   changes = 0;
   /** The block that was cut short because an access in it was granted, and its length. */
-  cutBlock: Block | undefined = undefined;
+  cutBlock: OpBlock | undefined = undefined;
   cutCount = 0;
 
   /** Accesses that the next instruction may do in spite of page traps: gfn and access, in pairs. */
@@ -160,6 +163,7 @@ export class Cpu implements CodeListener {
     this.index = index;
     this.apic = apic;
     this.memory = surroundings.memory;
+    this.code = surroundings.code;
     this.views = surroundings.views;
     this.ports = surroundings.ports;
     this.clock = surroundings.clock;

@@ -1,5 +1,4 @@
 import { Op, type Run } from './op.ts';
-import { ONE_BYTE, TWO_BYTE } from './opcodes.ts';
 import { undefinedOpcode } from './raise.ts';
 import { CODE_BASE, CS, DS, ES, FS, GS, SEGMENT_BASE, SS, ZERO } from './slots.ts';
 
@@ -8,6 +7,9 @@ export type Size = 'b' | 'w' | 'd' | 'q';
 
 /** Completes a decoder's op from the bytes after the opcode, and says how it is executed. */
 export type Decode = (d: Decoder) => Run;
+
+/** By opcode; undefined for what is no instruction. */
+export type Opcodes = readonly (Decode | undefined)[];
 
 /** Thrown when the instruction continues behind the bytes that there are. */
 export const NEEDS_MORE = { signal: 'needs more' } as const;
@@ -51,10 +53,18 @@ export class Decoder {
   #address32 = 0;
   #segmentOverride = -1;
   #ripRelative = false;
+  readonly #oneByte: Opcodes;
+  readonly #twoByte: Opcodes;
   #bytes: Uint8Array = new Uint8Array();
   #at = 0;
   #end = 0;
   #start = 0;
+
+  /** `twoByte`: the opcodes behind 0F. */
+  constructor(oneByte: Opcodes, twoByte: Opcodes) {
+    this.#oneByte = oneByte;
+    this.#twoByte = twoByte;
+  }
 
   /**
    * Decodes the instruction at `from` in `bytes`, whose offset in the page of code is `offset`. Throws NEEDS_MORE
@@ -118,9 +128,9 @@ export class Decoder {
   }
 
   #opcode(): Run {
-    let table = ONE_BYTE;
+    let table = this.#oneByte;
     if (this.opcode === 0x0f) {
-      table = TWO_BYTE;
+      table = this.#twoByte;
       this.opcode = this.byte();
     }
     const decode = table[this.opcode];

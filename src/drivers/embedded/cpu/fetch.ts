@@ -1,10 +1,11 @@
 import { ACCESS } from '../../../machine/index.ts';
 import { UNBACKED } from '../memory.ts';
-import { Block, type CodePage } from './code.ts';
+import { Block } from './code.ts';
 import type { Cpu } from './cpu.ts';
 import { Decoder, MAX_LENGTH, NEEDS_MORE } from './decoder.ts';
 import { resolve } from './mmu.ts';
-import type { Op } from './op.ts';
+import type { Op, OpBlock, OpPage } from './op.ts';
+import { ONE_BYTE, TWO_BYTE } from './opcodes.ts';
 import { CODE_BASE } from './slots.ts';
 
 /* From rip to decoded code. */
@@ -12,22 +13,22 @@ import { CODE_BASE } from './slots.ts';
 /** Instructions in a block at most, so that the loop looks around now and then. */
 const BLOCK_LIMIT = 64;
 
-const decoder = new Decoder();
+const decoder = new Decoder(ONE_BYTE, TWO_BYTE);
 /** The bytes of an instruction that continues on the next page. */
 const joined = new Uint8Array(MAX_LENGTH);
 
 /** The page of code at a linear address, checked for execution. Throws FAULT or STOP. */
-function codePageAt(c: Cpu, lo: number, hi: number): CodePage {
+function codePageAt(c: Cpu, lo: number, hi: number): OpPage {
   const known = c.tlb.code(lo, hi);
   if (known && known.mode64 === c.mode64) return known;
   const frame = resolve(c, lo, hi, ACCESS.execute, c.cpl === 3, 1);
-  const page = c.memory.code.page(frame === UNBACKED ? c.memory.unbacked : frame, c.mode64);
+  const page = c.code.page(frame === UNBACKED ? c.memory.unbacked : frame, c.mode64);
   if ((c.allowed & ACCESS.execute) !== 0) c.tlb.addCode(lo, hi, page);
   return page;
 }
 
 /** Looks up the page of code that rip is in. */
-export function enterCodePage(c: Cpu): CodePage {
+export function enterCodePage(c: Cpu): OpPage {
   const page = codePageAt(c, c.ripLo, c.ripHi);
   c.r[CODE_BASE] = c.ripLo & ~0xfff;
   c.r[CODE_BASE + 1] = c.ripHi;
@@ -36,10 +37,10 @@ export function enterCodePage(c: Cpu): CodePage {
 }
 
 /** Decodes the block at rip, which the page does not have yet. */
-export function decodeBlock(c: Cpu, known: CodePage): Block {
+export function decodeBlock(c: Cpu, known: OpPage): OpBlock {
   let page = known;
-  if (c.memory.code.full) {
-    c.memory.code.dropAll();
+  if (c.code.full) {
+    c.code.dropAll();
     page = enterCodePage(c);
   }
   const offset = c.ripLo & 0xfff;
@@ -55,12 +56,12 @@ export function decodeBlock(c: Cpu, known: CodePage): Block {
   if (ops.length === 0) return new Block([crossingOp(c, page, offset)]);
   const block = new Block(ops);
   page.addBlock(offset, block);
-  c.memory.code.decoded(page, block);
+  c.code.decoded(page, block);
   return block;
 }
 
 /** Undefined when the instruction continues on the next page. */
-function decodeInPage(c: Cpu, page: CodePage, offset: number): Op | undefined {
+function decodeInPage(c: Cpu, page: OpPage, offset: number): Op | undefined {
   try {
     const from = page.frame + offset;
     const op = decoder.decode(c.memory.bytes, from, page.frame + 4096, offset, page.mode64);
@@ -76,7 +77,7 @@ function decodeInPage(c: Cpu, page: CodePage, offset: number): Op | undefined {
  * An instruction on two pages. It is decoded once, but its bytes are compared every time: the second page may be
  * another one now.
  */
-function crossingOp(c: Cpu, page: CodePage, offset: number): Op {
+function crossingOp(c: Cpu, page: OpPage, offset: number): Op {
   const { bytes } = c.memory;
   const here = 4096 - offset;
   const lo = (c.ripLo + here) | 0;

@@ -39,7 +39,7 @@ export function resolve(c: Cpu, lo: number, hi: number, access: number, user: bo
   if ((allowed & ACCESS.read) !== 0) {
     const tlb = user ? c.userTlb : c.kernelTlb;
     tlb.addRead(lo, hi, frame === UNBACKED ? c.memory.unbacked : frame);
-    if ((access & allowed & ACCESS.write) !== 0 && frame !== UNBACKED && !c.memory.code.hasCode(frame)) {
+    if ((access & allowed & ACCESS.write) !== 0 && frame !== UNBACKED && !c.code.hasCode(frame)) {
       tlb.addWrite(lo, hi, frame);
     }
   }

@@ -1,3 +1,4 @@
+import type { Block, CodeCache, CodePage } from './code.ts';
 import type { Cpu } from './cpu.ts';
 import { ZERO } from './slots.ts';
 
@@ -49,3 +50,8 @@ export class Op {
     this.run = run;
   }
 }
+
+/** Code that is decoded to {@link Op}s. */
+export type OpBlock = Block<Op>;
+export type OpPage = CodePage<Op>;
+export type OpCache = CodeCache<Op>;

@@ -1,12 +1,11 @@
 import { goOn } from './branch.ts';
-import type { Block, CodePage } from './code.ts';
 import { FLAG, VECTOR } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { deliver } from './deliver.ts';
 import { GuestEvent } from './event.ts';
 import { decodeBlock, enterCodePage } from './fetch.ts';
 import { exactRip } from './mmu.ts';
-import type { Op } from './op.ts';
+import type { Op, OpBlock, OpPage } from './op.ts';
 import { ATTENTION, FAULT, RESTART, SHUTDOWN, STOP } from './signals.ts';
 import { CODE_BASE } from './slots.ts';
 
@@ -56,8 +55,8 @@ export function run(c: Cpu, instructions: number): Exit {
   return EXIT.budget;
 }
 
-function blockAt(c: Cpu): Block {
-  let page: CodePage | undefined = c.codePage;
+function blockAt(c: Cpu): OpBlock {
+  let page: OpPage | undefined = c.codePage;
   if (page === undefined || (c.ripLo & ~0xfff) !== c.r[CODE_BASE] || c.ripHi !== c.r[CODE_BASE + 1]) {
     page = enterCodePage(c);
   }

@@ -1,5 +1,3 @@
-import type { CodePage } from './code.ts';
-
 const ENTRIES = 256;
 /** Words of an entry: linear address of the page (low, high), offset of its frame in the backing store, gfn. */
 const WORDS = 4;
@@ -15,13 +13,13 @@ export const TLB_MASK = (ENTRIES - 1) * WORDS;
 
 /**
  * Translations of one privilege level. A page is in `read` or `write` only if that access needs no check and no
- * notice: no page trap, no decoded code in it, dirty bit already set.
+ * notice: no page trap, no decoded code in it, dirty bit already set. `P` is a page of decoded code.
  */
-export class Tlb {
+export class Tlb<P> {
   readonly read = new Int32Array(ENTRIES * WORDS).fill(EMPTY);
   readonly write = new Int32Array(ENTRIES * WORDS).fill(EMPTY);
   readonly #codeTags = new Int32Array(CODE_ENTRIES * 2).fill(EMPTY);
-  readonly #codePages: (CodePage | undefined)[] = new Array(CODE_ENTRIES).fill(undefined);
+  readonly #codePages: (P | undefined)[] = new Array(CODE_ENTRIES).fill(undefined);
   #hasCode = false;
   readonly #entries = new Uint16Array(REMEMBERED);
   /** How many entries were filled since the last flush; one more than can be remembered means many. */
@@ -64,7 +62,7 @@ export class Tlb {
     this.#add(this.write, lo, hi, frame);
   }
 
-  code(lo: number, hi: number): CodePage | undefined {
+  code(lo: number, hi: number): P | undefined {
     const entry = (lo >>> 12) & (CODE_ENTRIES - 1);
     const tags = this.#codeTags;
     return tags[2 * entry] === (lo & ~0xfff) && tags[2 * entry + 1] === hi
@@ -72,7 +70,7 @@ export class Tlb {
       : undefined;
   }
 
-  addCode(lo: number, hi: number, page: CodePage): void {
+  addCode(lo: number, hi: number, page: P): void {
     const entry = (lo >>> 12) & (CODE_ENTRIES - 1);
     this.#codeTags[2 * entry] = lo & ~0xfff;
     this.#codeTags[2 * entry + 1] = hi;

@@ -1,7 +1,7 @@
 import { PTRACE_O } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
 import { readText } from '../../../system/proc.ts';
-import { letGo, runningVcpu, stopOf } from './stopped-threads.ts';
+import { letGo, runningVcpu, stopOf } from './stopped-thread.ts';
 import { Tracee } from './tracee.ts';
 
 const FIRST_PAUSE_MS = 20;

@@ -1,0 +1,41 @@
+import { ERRNO } from '../../../abi/errno.ts';
+import { KVM } from '../../../abi/kvm.ts';
+import { SYS } from '../../../abi/linux.ts';
+import { KvmiError } from '../../../error.ts';
+import { putUserRegister, type StopEvent, type Tracee, type UserRegister, userRegister } from './tracee.ts';
+
+const EINTR = BigInt(-ERRNO.EINTR);
+const SYSCALL_INSTRUCTION_SIZE = 2n;
+
+/** A thread stops in the end, however long it takes on a busy host; left alone it would stay stopped then. */
+export function stopOf(tracee: Tracee): StopEvent {
+  for (;;) {
+    try {
+      return tracee.wait();
+    } catch (error) {
+      if (!(error instanceof KvmiError && error.code === 'E_TIMEOUT')) throw error;
+    }
+  }
+}
+
+/** The descriptor of the vCPU that a stopped thread runs; undefined when it was not in KVM_RUN. */
+export function runningVcpu(tracee: Tracee): number | undefined {
+  const regs = tracee.getRegisters();
+  const is = (name: UserRegister, value: number): boolean => userRegister(regs, name) === BigInt(value);
+  return is('orig_rax', SYS.ioctl) && is('rsi', KVM.RUN) ? Number(userRegister(regs, 'rdi')) : undefined;
+}
+
+/** Lets a stopped thread go on; that a KVM_RUN of its VMM was interrupted is hidden from the VMM. */
+export function letGo(tracee: Tracee, signal: number): void {
+  const inRun = runningVcpu(tracee) !== undefined;
+  const { regs } = tracee;
+  const interrupted = inRun && BigInt.asIntN(64, userRegister(regs, 'rax')) === EINTR;
+  // A signal that waits may be what the VMM wants KVM_RUN to be interrupted by.
+  if (interrupted && signal === 0 && !tracee.hasPendingSignal()) {
+    putUserRegister(regs, 'rax', BigInt(SYS.ioctl));
+    putUserRegister(regs, 'rip', userRegister(regs, 'rip') - SYSCALL_INSTRUCTION_SIZE);
+    putUserRegister(regs, 'orig_rax', -1n);
+    tracee.setRegisters(regs);
+  }
+  tracee.detach(signal);
+}
