@@ -59,6 +59,14 @@ export type Support = true | string;
 
 export type Capabilities = Readonly<Record<CapabilityName, Support>>;
 
+/** Asks `support` about each capability: `true`, or the reason why it is absent. */
+export function capabilitiesOf(support: (name: CapabilityName) => Support): Capabilities {
+  return Object.fromEntries(CAPABILITY_NAMES.map((name) => [name, support(name)])) as Record<
+    CapabilityName,
+    Support
+  >;
+}
+
 /** A machine was asked for something that it cannot do. */
 export class CapabilityError extends KvmiError {
   readonly capability: CapabilityName;

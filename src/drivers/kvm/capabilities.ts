@@ -1,9 +1,4 @@
-import {
-  CAPABILITY_NAMES,
-  type Capabilities,
-  type CapabilityName,
-  type Support,
-} from '../../machine/index.ts';
+import { type Capabilities, type CapabilityName, capabilitiesOf } from '../../machine/index.ts';
 
 /** How the processor's virtualization is driven on this host. */
 export type Flavour = 'vmx' | 'svm' | 'pvm' | 'unknown';
@@ -31,11 +26,7 @@ const ABSENT_ON_PVM: typeof ABSENT = {
 /** What a VM on stock KVM can do on this host. */
 export function kvmCapabilities(flavour: Flavour): Capabilities {
   const absent = flavour === 'pvm' ? { ...ABSENT, ...ABSENT_ON_PVM } : ABSENT;
-  const support = (name: CapabilityName): Support => absent[name] ?? true;
-  return Object.fromEntries(CAPABILITY_NAMES.map((name) => [name, support(name)])) as Record<
-    CapabilityName,
-    Support
-  >;
+  return capabilitiesOf((name) => absent[name] ?? true);
 }
 
 const AWAY =

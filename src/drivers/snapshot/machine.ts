@@ -6,11 +6,11 @@ import { EVENT_MSRS } from '../../abi/x86.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import {
-  CAPABILITY_NAMES,
   type Capabilities,
   CapabilityError,
   type CapabilityName,
   type CpuidLeaf,
+  capabilitiesOf,
   type Machine,
   type MachineHandler,
   type PhysicalMemory,
@@ -62,10 +62,8 @@ export class SnapshotMachine implements Machine {
     this.#file = file;
     this.vcpus = contents.states.map((state, index) => new SnapshotVcpu(index, state, () => this.#handler));
     const withRegisters = contents.states.length > 0 ? true : `the ${contents.format} dump has no registers`;
-    this.capabilities = Object.fromEntries(
-      CAPABILITY_NAMES.map((name) => [name, REASONS[name] ?? STOPPED]),
-    ) as Record<CapabilityName, string>;
-    this.capabilities = { ...this.capabilities, registers: withRegisters, pause: withRegisters };
+    const given: Partial<Capabilities> = { registers: withRegisters, pause: withRegisters };
+    this.capabilities = capabilitiesOf((name) => given[name] ?? REASONS[name] ?? STOPPED);
   }
 
   attach(handler: MachineHandler): void {
