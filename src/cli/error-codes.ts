@@ -44,11 +44,6 @@ export const ERROR_CODES = {
     meaning: 'A program called a function with a value that it does not take.',
     next: 'Correct the call; the message names the value and what is taken.',
   },
-  E_ATTACHED: {
-    exit: 'error',
-    meaning: 'This program has attached to the machine already.',
-    next: 'Detach first: a machine has one handler.',
-  },
   E_BASELINE: {
     exit: 'error',
     meaning: 'A file is no baseline of a guest, or a damaged one.',
@@ -66,9 +61,10 @@ export const ERROR_CODES = {
     next: 'Try again when the guest has booted; give the types of its kernel from a vmlinux or ISF file.',
   },
   E_BUSY: {
-    exit: 'error',
-    meaning: 'Something else holds the VM: it is hooked or debugged already.',
-    next: 'End the other program (`kvmi hook`, a debugger), or wait until it unhooks.',
+    exit: 'busy',
+    meaning:
+      'Somebody else holds the VM, or the part of it that is wanted: it is hooked or debugged already.',
+    next: 'The message says what is held. End the other program (`kvmi hook`, a debugger, a client of the QMP socket), or wait.',
   },
   E_CLOSED: {
     exit: 'peer',
@@ -134,11 +130,6 @@ export const ERROR_CODES = {
     exit: 'error',
     meaning: 'QEMU could not add a gdbstub at run time.',
     next: 'The message has the reason that QEMU gives.',
-  },
-  E_GDB_BUSY: {
-    exit: 'error',
-    meaning: 'The gdbstub of QEMU has a client already.',
-    next: 'End the other debugger or kvmi on this VM.',
   },
   E_GDB_CLOSED: { exit: 'peer', meaning: 'QEMU closed the gdbstub connection.', next: CHECK_VM },
   E_GDB_CONNECT: {
@@ -377,11 +368,6 @@ export const ERROR_CODES = {
     exit: 'unsupported',
     meaning: 'The VM is no x86-64 machine.',
     next: 'Only x86-64 guests can be introspected.',
-  },
-  E_QMP_BUSY: {
-    exit: 'error',
-    meaning: 'The QMP socket has another client; it serves one at a time.',
-    next: 'Close the other client, or start QEMU with a second `-qmp unix:PATH,server=on,wait=off`.',
   },
   E_QMP_CLOSED: { exit: 'peer', meaning: 'QEMU closed the QMP connection: it has ended.', next: CHECK_VM },
   E_QMP_COMMAND: {
