@@ -32,6 +32,9 @@ const ROOMS = {
   targets: ['input', 'rows', 'machine', 'linux', 'drivers'],
 };
 
+/** Where types of a part and of its owner still name each other. */
+const KNOTTED = ['cli', 'drivers/embedded', 'drivers/kvm', 'gdb', 'linux/check', 'targets', 'tool'];
+
 module.exports = {
   forbidden: [
     ...Object.entries(ROOMS).map(([room, allowed]) => ({
@@ -59,9 +62,8 @@ module.exports = {
     {
       name: 'one-way',
       severity: 'error',
-      comment:
-        'in these rooms not even types go in a circle: what a file needs of its owner is an interface of its own',
-      from: { path: '^src/(abi|host|machine|transport|wire)/' },
+      comment: 'not even types go in a circle: what a file needs of its owner is an interface of its own',
+      from: { path: '^src/', pathNot: KNOTTED.map((room) => `^src/${room}/`) },
       to: { circular: true },
     },
     {
