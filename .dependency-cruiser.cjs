@@ -1,8 +1,8 @@
 /**
- * The import rule, as docs/architecture.md draws it. `awaitable.ts` and `error.ts` are leaves that every room may
+ * The import rule, as docs/architecture.md draws it. `awaitable.ts`, `error.ts` and `error-codes.ts` are leaves that every room may
  * import; `introspect.ts` and `index.ts` put rooms together, `cli` is on top.
  */
-const LEAVES = '^src/(awaitable|error)\\.ts$';
+const LEAVES = '^src/(awaitable|error|error-codes)\\.ts$';
 
 /** Rooms that know nothing of machines: what any of the others may import. */
 const TOOLBOX = ['abi', 'system', 'btf', 'rsp', 'x86'];
@@ -32,6 +32,9 @@ const ROOMS = {
   targets: ['input', 'rows', 'machine', 'linux', 'drivers'],
 };
 
+/** Where types of a part and of its owner still name each other. */
+const KNOTTED = ['cli', 'drivers/embedded', 'drivers/kvm', 'gdb', 'linux/check', 'targets', 'tool'];
+
 module.exports = {
   forbidden: [
     ...Object.entries(ROOMS).map(([room, allowed]) => ({
@@ -59,9 +62,8 @@ module.exports = {
     {
       name: 'one-way',
       severity: 'error',
-      comment:
-        'in these rooms not even types go in a circle: what a file needs of its owner is an interface of its own',
-      from: { path: '^src/(abi|host|machine|transport|wire)/' },
+      comment: 'not even types go in a circle: what a file needs of its owner is an interface of its own',
+      from: { path: '^src/', pathNot: KNOTTED.map((room) => `^src/${room}/`) },
       to: { circular: true },
     },
     {

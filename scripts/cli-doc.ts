@@ -1,10 +1,11 @@
 import type { Command, Option, OptionTable } from '../src/cli/command.ts';
 import { loadCommands } from '../src/cli/commands/index.ts';
-import { ERROR_CODES } from '../src/cli/error-codes.ts';
+import { ERROR_EXITS } from '../src/cli/error-exits.ts';
 import { EXIT } from '../src/cli/exit-codes.ts';
 import { defaultText, usage } from '../src/cli/help.ts';
 import { COMMON_OPTIONS } from '../src/cli/settings.ts';
 import { targetTerms } from '../src/cli/targets.ts';
+import { ERROR_CODES, type ErrorCode } from '../src/error-codes.ts';
 
 function cell(text: string): string {
   return text.replaceAll('|', '\\|');
@@ -103,8 +104,8 @@ ${commands.map(commandSection).join('\n\n')}
 /** docs/reference/errors.md, from the table of error codes. */
 export function errorsPage(): string {
   const sections = Object.entries(ERROR_CODES).map(
-    ([name, { exit, meaning, next }]) =>
-      `## ${name}\n\n${meaning}\n\nWhat to do: ${next}\n\nExit code of \`kvmi\`: ${EXIT[exit].code}.`,
+    ([name, { meaning, next }]) =>
+      `## ${name}\n\n${meaning}\n\nWhat to do: ${next}\n\nExit code of \`kvmi\`: ${EXIT[ERROR_EXITS[name as ErrorCode]].code}.`,
   );
   return `# Errors
 

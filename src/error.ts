@@ -1,3 +1,5 @@
+import type { ErrorCode } from './error-codes.ts';
+
 /** What a {@link KvmiError} carries besides its code: what, where, why, and the next step. */
 export interface ErrorDetails {
   /** What the user can do about it, as an imperative sentence or a command to run. */
@@ -10,15 +12,15 @@ export interface ErrorDetails {
 /**
  * The base of every error that kvmi throws on purpose.
  *
- * `code` is stable across releases (`E_…`); `message` says what failed, where and why;
+ * `code` is stable across releases; `error-codes.ts` has them all; `message` says what failed, where and why;
  * `hint` says what to do next.
  */
 export class KvmiError extends Error {
-  readonly code: string;
+  readonly code: ErrorCode;
   readonly hint: string | undefined;
   readonly data: Readonly<Record<string, unknown>>;
 
-  constructor(code: string, message: string, details: ErrorDetails = {}) {
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
     this.name = 'KvmiError';
     this.code = code;

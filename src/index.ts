@@ -1,4 +1,5 @@
-export { KvmiError } from './error.ts';
+export { type ErrorDetails, KvmiError } from './error.ts';
+export type { ErrorCode } from './error-codes.ts';
 export { type IntrospectOptions, introspect } from './introspect.ts';
 export {
   type Breakpoints,

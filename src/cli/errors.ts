@@ -1,21 +1,22 @@
 import { KvmiError, messageOf } from '../error.ts';
+import type { ErrorCode } from '../error-codes.ts';
 import { printable, printableLines, safeJson } from '../rows/printable.ts';
 import type { Theme } from '../rows/theme.ts';
-import { ERROR_CODES, isErrorCode } from './error-codes.ts';
+import { ERROR_EXITS } from './error-exits.ts';
 import { EXIT, type ExitName } from './exit-codes.ts';
 
 /** Codes of operating system errors that mean: you may not. */
 const PERMISSION_ERRNOS = new Set(['EACCES', 'EPERM']);
 
 /** Codes that say what failed, while the cause says why. */
-const CAUSE_DECIDES = new Set(['E_HOOK']);
+const CAUSE_DECIDES = new Set<ErrorCode>(['E_HOOK']);
 
 /** How the command ends after `error`. */
 export function exitOf(error: unknown): ExitName {
   if (!(error instanceof KvmiError)) return isDenied(error) ? 'permission' : 'error';
   if (isDenied(error.cause)) return 'permission';
   if (CAUSE_DECIDES.has(error.code) && error.cause instanceof KvmiError) return exitOf(error.cause);
-  return isErrorCode(error.code) ? ERROR_CODES[error.code].exit : 'error';
+  return ERROR_EXITS[error.code];
 }
 
 function isDenied(error: unknown): boolean {

@@ -9,6 +9,7 @@ export const EXIT = {
   unknownOs: { code: 6, meaning: 'the guest operating system was not recognised' },
   partial: { code: 7, meaning: 'the result is not complete (only with --strict)' },
   peer: { code: 8, meaning: 'the other end cannot be reached, does not authenticate or breaks the protocol' },
+  busy: { code: 9, meaning: 'somebody else holds the VM' },
   alert: { code: 10, meaning: 'an alert: something is not as it should be' },
   timeout: { code: 124, meaning: 'a time-out, --timeout included' },
   interrupted: { code: 130, meaning: 'Ctrl-C, after a clean unhook' },

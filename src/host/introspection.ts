@@ -128,7 +128,7 @@ export class Introspection {
     }
   }
 
-  /** KVM_INTROSPECTION_HOOK. Errors: EPERM, EINVAL, EEXIST, ENOMEM, in that order; see docs. */
+  /** KVM_INTROSPECTION_HOOK. Errors: EPERM, EINVAL, EEXIST, EBUSY, ENOMEM, in that order; see docs. */
   hook(request: HookRequest): Promise<number> {
     return this.#locked(() => this.#hookNow(request));
   }

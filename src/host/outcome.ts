@@ -1,6 +1,7 @@
 import { KVM_ERRNO } from '../abi/errno.ts';
 import { type Awaitable, attempt, forEachThen, then } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
+import type { ErrorCode } from '../error-codes.ts';
 import { CapabilityError } from '../machine/index.ts';
 import {
   allocate,
@@ -35,7 +36,7 @@ export function refuse(refusal: Refusal, what: string): number {
   return refusal;
 }
 
-const ERRNO_OF_CODE: Readonly<Record<string, number>> = {
+const ERRNO_OF_CODE: Readonly<Partial<Record<ErrorCode, number>>> = {
   E_BUSY: KVM_ERRNO.KVM_EBUSY,
   E_PERMISSION: KVM_ERRNO.KVM_EPERM,
   E_AGAIN: KVM_ERRNO.KVM_EAGAIN,

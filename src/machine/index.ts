@@ -1,4 +1,5 @@
 export * from './address.ts';
+export * from './busy.ts';
 export * from './capabilities.ts';
 export type * from './hardware-breakpoints.ts';
 export * from './leaf-mappings.ts';

@@ -59,7 +59,10 @@ export interface Machine {
   /** Adding and removing guest frames at run time, where the driver can. */
   readonly frames?: Frames;
 
-  /** Starts reporting to `handler`. Throws when another handler is attached. */
+  /**
+   * Starts reporting to `handler`. Throws a KvmiError with code E_BUSY when somebody else holds the machine: another
+   * handler, a debugger. Its message says who; `data.holder` is the holder's process id where it is known.
+   */
   attach(handler: MachineHandler): Awaitable<void>;
   /** Disarms everything, lets every vCPU run, and stops reporting. Idempotent; never throws. */
   detach(): Awaitable<void>;

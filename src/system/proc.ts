@@ -121,6 +121,11 @@ export function ownCapabilities(): bigint {
   return BigInt(`0x${statusWords('self', 'CapEff')[0] ?? '0'}`);
 }
 
+/** The process that traces a thread; undefined when none does. */
+export function tracerOf(tid: number): number | undefined {
+  return statusNumber(tid, 'TracerPid') || undefined;
+}
+
 /** Clock ticks of /proc, a second: the same on every x86-64 Linux. */
 const TICKS_PER_SECOND = 100;
 

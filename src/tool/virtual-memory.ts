@@ -1,9 +1,14 @@
 import { getU64 } from '../abi/bytes.ts';
 import type { Gpa, Gva } from '../machine/index.ts';
 import { type GuestMemory, notBacked, type Piece, splitAtPages, windowed } from './memory.ts';
-import type { GuestVcpu } from './vcpu.ts';
 
 const PAGE_MASK = 0xfffn;
+
+/** What it needs of its vCPU. */
+interface Translator {
+  /** Where a guest-virtual address leads; undefined when nowhere. */
+  translate(gva: Gva): Promise<Gpa | undefined>;
+}
 
 /** One page's part of a range, and where it is in guest-physical memory. */
 interface Mapped extends Piece {
@@ -16,10 +21,10 @@ interface Mapped extends Piece {
  * tables with `readVirtual` of machine/ over `guest.memory`.
  */
 export class VirtualMemory {
-  readonly #vcpu: GuestVcpu;
+  readonly #vcpu: Translator;
   readonly #memory: GuestMemory;
 
-  constructor(vcpu: GuestVcpu, memory: GuestMemory) {
+  constructor(vcpu: Translator, memory: GuestMemory) {
     this.#vcpu = vcpu;
     this.#memory = memory;
   }

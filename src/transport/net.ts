@@ -1,5 +1,6 @@
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { KvmiError, messageOf } from '../error.ts';
+import type { ErrorCode } from '../error-codes.ts';
 import { type Address, formatAddress, parseAddress } from './address.ts';
 import type { Channel } from './channel.ts';
 import { SocketChannel } from './socket-channel.ts';
@@ -64,7 +65,7 @@ function refuseVsock(address: Address & { kind: 'vsock' }): never {
 }
 
 function netError(
-  code: string,
+  code: ErrorCode,
   what: string,
   address: string,
   cause: NodeJS.ErrnoException,

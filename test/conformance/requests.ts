@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { ERRNO } from '../../src/abi/errno.ts';
 import { IOCTL_TABLES, kvmIntrospectionFeature, kvmIntrospectionHook } from '../../src/abi/ioctl.ts';
 import { Introspection } from '../../src/host/index.ts';
+import { loopback } from '../../src/transport/index.ts';
 import { patiently } from '../kit/peer.ts';
 import { hooked, type Rig, type Row, UUID } from './rig.ts';
 
@@ -63,6 +64,19 @@ export const REQUEST_ROWS: readonly Row[] = [
       assert.equal(await rig.introspection.unhook(), 0, 'UNHOOK of what is not hooked');
       assert.equal(await rig.hook(), 0, 'HOOK after UNHOOK');
       await rig.unhook();
+    },
+  },
+  {
+    rows: 'x',
+    title: 'a machine that somebody else holds answers HOOK with EBUSY',
+    async run(rig) {
+      const other = new Introspection(rig.machine, { dialect: rig.dialect.name });
+      const [socket] = loopback();
+      assert.equal(await rig.hook(), 0, 'HOOK');
+      assert.equal(await other.hook({ socket }), -ERRNO.EBUSY, 'HOOK by somebody else');
+      await rig.unhook();
+      assert.equal(await other.hook({ socket }), 0, 'HOOK when it is free');
+      assert.equal(await other.unhook(), 0, 'UNHOOK');
     },
   },
   {

@@ -1,4 +1,5 @@
 import { KvmiError } from '../../src/error.ts';
+import type { ErrorCode } from '../../src/error-codes.ts';
 import {
   bytesBackend,
   CAPABILITY_NAMES,
@@ -79,7 +80,7 @@ export class ScriptedMachine implements Machine {
 }
 
 /** A failure that comes after the call has returned. */
-export async function failsLater(code: ConstructorParameters<typeof KvmiError>[0]): Promise<never> {
+export async function failsLater(code: ErrorCode): Promise<never> {
   await Promise.resolve();
   throw new KvmiError(code, 'as the test wants');
 }

@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { getU32 } from '../../src/abi/bytes.ts';
@@ -7,7 +9,7 @@ import { deferred } from '../../src/awaitable.ts';
 import { attachKvm, findKvmMachines, type KvmMachine } from '../../src/drivers/kvm/index.ts';
 import type { KvmVcpu } from '../../src/drivers/kvm/vcpu.ts';
 import { ACCESS, type Answer, CONTINUE, type MachineHandler, type Stop } from '../../src/machine/index.ts';
-import { descriptorTarget } from '../../src/system/proc.ts';
+import { descriptorTarget, tracerOf } from '../../src/system/proc.ts';
 import { missing, type Qemu, startQemu, temporaryFolder, until } from './kit.ts';
 
 const skip = missing('gcc', 'qemu-system-x86_64');
@@ -98,6 +100,20 @@ describe('attach to a QEMU with -accel kvm', { skip: skip ?? false }, () => {
   it('finds the VM', () => {
     const row = findKvmMachines().find(({ pid }) => pid === qemu.pid);
     assert.deepEqual({ vcpus: row?.vcpus, hookable: row?.hookable }, { vcpus: 1, hookable: true });
+  });
+
+  it('is told who traces the VMM already', { skip: missing('gdb') ?? false }, async () => {
+    machine.detach();
+    const gdb = spawn('gdb', ['-nx', '-q', '-p', String(qemu.pid)], { stdio: ['pipe', 'ignore', 'ignore'] });
+    const ended = once(gdb, 'exit');
+    try {
+      await until(() => tracerOf(qemu.pid) === gdb.pid, 'gdb traces QEMU');
+      assert.throws(() => machine.attach(handler), { code: 'E_BUSY', data: { holder: gdb.pid } });
+    } finally {
+      gdb.stdin.end();
+      await ended;
+    }
+    machine.attach(handler);
   });
 
   it('reads and writes memory', async () => {

@@ -225,9 +225,9 @@ for (const smp of [1, 2]) {
 
     test('a second handler, a busy monitor and a busy gdbstub are refused in time', async () => {
       await TestHandler.attach(machine);
-      await rejectsWith(machine.attach(new TestHandler()), 'E_ATTACHED');
+      await rejectsWith(machine.attach(new TestHandler()), 'E_BUSY');
       await machine.detach();
-      await rejectsWith(openQemu({ qmp: vm.qmp }), 'E_QMP_BUSY');
+      await rejectsWith(openQemu({ qmp: vm.qmp }), 'E_BUSY');
       await rejectsWith(openQemu({ qmp: join(vm.directory, 'nothing') }), 'E_QMP_CONNECT');
 
       const path = join(vm.directory, 'debugger');
@@ -235,7 +235,7 @@ for (const smp of [1, 2]) {
       const debuggerSocket = connect(path);
       await new Promise((resolve) => debuggerSocket.once('connect', resolve));
       await until(async () => !(await gdbStubs(vm))[0]!.startsWith('disconnected'));
-      await rejectsWith(machine.attach(new TestHandler()), 'E_GDB_BUSY');
+      await rejectsWith(machine.attach(new TestHandler()), 'E_BUSY');
       debuggerSocket.write('$D;1#b0');
       debuggerSocket.end();
       await until(async () => (await gdbStubs(vm))[0]!.startsWith('disconnected'));

@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { KvmiError } from '../../error.ts';
 import {
   ACCESS,
+  attachedAlready,
   type Capabilities,
   type Frames,
   type Machine,
@@ -235,11 +236,7 @@ export class EmbeddedMachine implements Machine {
   /* The side of introspection. */
 
   attach(handler: MachineHandler): void {
-    if (this.#handler) {
-      throw new KvmiError('E_BUSY', `${this.name}: somebody is attached already`, {
-        hint: 'Detach the other handler first.',
-      });
-    }
+    if (this.#handler) throw attachedAlready(this.name);
     if (this.#ended) throw new KvmiError('E_GONE', `${this.name}: the machine was shut down`);
     this.#handler = handler;
     this.#session++;

@@ -1,5 +1,5 @@
 import { messageOf } from '../../error.ts';
-import { kvmDescriptors, processes, statusNumber } from '../../system/proc.ts';
+import { kvmDescriptors, processes, statusNumber, tracerOf } from '../../system/proc.ts';
 import { kernelMemslots } from './attach.ts';
 import { nameOf } from './identity.ts';
 import { VmFile } from './slots/vm-file.ts';
@@ -57,8 +57,8 @@ function memoryOf(file: VmFile): number | undefined {
 }
 
 function obstacle(pid: number): string | undefined {
-  const tracer = statusNumber(pid, 'TracerPid');
-  if (tracer) return `process ${tracer} traces it already`;
+  const tracer = tracerOf(pid);
+  if (tracer !== undefined) return `process ${tracer} traces it already`;
   if (statusNumber(pid, 'PPid') === process.pid) return 'this process has started it';
   return undefined;
 }

@@ -1,9 +1,9 @@
 import { KVM_EXIT } from '../../abi/kvm.ts';
 import { POLL, SIGNAL, SYS } from '../../abi/linux.ts';
 import { type Awaitable, attempt, then } from '../../awaitable.ts';
-import { KvmiError } from '../../error.ts';
 import {
   ACCESS,
+  attachedAlready,
   type Capabilities,
   type CapabilityName,
   CONTINUE,
@@ -14,7 +14,7 @@ import {
   type Trap,
 } from '../../machine/index.ts';
 import { check, libc } from '../../system/libc.ts';
-import { startTimeOf } from '../../system/proc.ts';
+import { startTimeOf, tracerOf } from '../../system/proc.ts';
 import { pump, type Watch } from '../../system/pump.ts';
 import { UNSAFE, UNSAFE_MSR, UNSAFE_WHEN_CONFINED } from './capabilities.ts';
 import { nameOf, uuidOf } from './identity.ts';
@@ -23,6 +23,7 @@ import type { Memslot } from './slots/memslots.ts';
 import { undoSlots } from './slots/slot-undo.ts';
 import type { VmFile } from './slots/vm-file.ts';
 import { Threads } from './thread/threads.ts';
+import { tracedAlready } from './thread/tracee.ts';
 import type { HoldReason, VcpuThread } from './thread/vcpu-thread.ts';
 import { Vmm } from './thread/vmm.ts';
 import { DEBUG_REGISTERS } from './traps/debug-registers.ts';
@@ -120,8 +121,10 @@ export class KvmMachine implements Machine, VcpuOwner {
   }
 
   attach(handler: MachineHandler): void {
-    if (this.#stops.handler) throw new KvmiError('E_BUSY', `${this.name} is attached already`);
+    if (this.#stops.handler) throw attachedAlready(this.name);
     const { pid, file } = this.vmm;
+    const tracer = tracerOf(pid);
+    if (tracer !== undefined && tracer !== process.pid) throw tracedAlready(`process ${pid}`, tracer);
     this.#discover();
     this.#pidfd = check(Number(libc().syscall(SYS.pidfd_open, pid, 0, 0, 0, 0, 0)), `pidfd_open(${pid})`);
     this.#stops.handler = handler;

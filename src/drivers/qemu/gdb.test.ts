@@ -120,7 +120,7 @@ describe('the GDB client', () => {
     await withStub(
       directory,
       () => undefined,
-      (path) => assert.rejects(connect(path), { code: 'E_GDB_BUSY' }),
+      (path) => assert.rejects(connect(path), { code: 'E_BUSY' }),
     );
     assert.ok(Date.now() - started < 2000);
     await withStub(

@@ -57,7 +57,7 @@ export class GdbClient {
 
   /**
    * Connects, which stops the VM, and removes every breakpoint that an earlier client left. E_GDB_CONNECT when
-   * there is no such socket, E_GDB_BUSY when another client has it.
+   * there is no such socket, E_BUSY when another client has it.
    */
   static async connect(options: NetConnectOpts, where: string): Promise<GdbClient> {
     const client = new GdbClient(connect(options), where);
@@ -352,7 +352,7 @@ function connectError(where: string, cause: Error): KvmiError {
 }
 
 function busyError(where: string): KvmiError {
-  return new KvmiError('E_GDB_BUSY', `the gdbstub at ${where} is in use: it does not answer`, {
+  return new KvmiError('E_BUSY', `the gdbstub at ${where} is in use: it does not answer`, {
     hint: 'A VM has one gdbstub with one client. Detach the debugger that uses it.',
   });
 }

@@ -1,5 +1,6 @@
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
+import { attachedAlready } from '../../machine/busy.ts';
 import { type Capabilities, requireCapability } from '../../machine/capabilities.ts';
 import type { Machine, MachineHandler } from '../../machine/machine.ts';
 import { type BackedRegion, RegionMemory } from '../../machine/region-memory.ts';
@@ -133,10 +134,10 @@ export class QemuMachine implements Machine {
     return [...this.#ram].map(([block, { description }]) => `${block}: ${description}`);
   }
 
-  /** Throws E_ATTACHED when another handler is attached, E_GDB_BUSY when a debugger has the VM's gdbstub. */
+  /** Throws E_BUSY when another handler is attached, or a debugger has the VM's gdbstub. */
   async attach(handler: MachineHandler): Promise<void> {
     if (this.#control.lost) throw this.#control.lost;
-    if (this.#handler) throw new KvmiError('E_ATTACHED', `${this.name} is attached already`);
+    if (this.#handler) throw attachedAlready(this.name);
     if (!this.#control.attached) await findFreeStub(this.#qmp);
     this.#handler = handler;
   }

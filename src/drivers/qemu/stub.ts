@@ -13,7 +13,7 @@ export interface StubPlan {
 }
 
 /**
- * The gdbstub that a VM has, if any, as its character device is described. E_GDB_BUSY when a debugger has it.
+ * The gdbstub that a VM has, if any, as its character device is described. E_BUSY when a debugger has it.
  *
  * A stub that is in use must never be connected to: QEMU would accept the waiting connection as soon as the debugger
  * detaches, and stop the VM for it.
@@ -24,7 +24,7 @@ export async function findFreeStub(qmp: QmpTransport): Promise<string | undefine
   if (existing === undefined) return undefined;
   const filename = String(existing.filename);
   if (filename.startsWith('disconnected:')) return filename.slice('disconnected:'.length);
-  throw new KvmiError('E_GDB_BUSY', `a debugger is attached to the gdbstub of QEMU at ${qmp.where}`, {
+  throw new KvmiError('E_BUSY', `a debugger is attached to the gdbstub of QEMU at ${qmp.where}`, {
     hint: 'A VM has one gdbstub with one client. Detach the debugger that uses it.',
     data: { where: qmp.where, chardev: filename },
   });

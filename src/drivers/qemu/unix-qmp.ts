@@ -33,7 +33,7 @@ export class UnixQmp implements QmpTransport {
   #ended: { readonly error: Error | undefined } | undefined;
 
   /**
-   * Connects and negotiates. Errors: E_QMP_CONNECT when the socket cannot be reached, E_QMP_BUSY when it does
+   * Connects and negotiates. Errors: E_QMP_CONNECT when the socket cannot be reached, E_BUSY when it does
    * not greet because another client has it.
    */
   static async connect(path: string): Promise<UnixQmp> {
@@ -154,7 +154,7 @@ function connectError(path: string, cause: Error): KvmiError {
 }
 
 function busyError(path: string): KvmiError {
-  return new KvmiError('E_QMP_BUSY', `the QMP socket ${path} is in use: it does not greet`, {
+  return new KvmiError('E_BUSY', `the QMP socket ${path} is in use: it does not greet`, {
     hint: 'A QMP socket serves one client. Close the other one, or give QEMU a second -qmp unix:PATH,server=on,wait=off.',
     data: { path },
   });

@@ -1,5 +1,5 @@
 import type { MemoryRegion } from '../../machine/index.ts';
-import { elfHeader } from './elf-header.ts';
+import { type DumpNotes, elfHeader } from './elf-header.ts';
 import { limeHeader } from './lime.ts';
 
 /** The formats that are written. */
@@ -18,14 +18,6 @@ export interface PlacedRegion {
 export interface DumpLayout {
   readonly regions: readonly PlacedRegion[];
   readonly size: number;
-}
-
-/** What an ELF dump holds besides memory. */
-export interface DumpNotes {
-  /** The 536-byte state of each vCPU. */
-  readonly states: readonly Uint8Array[];
-  /** What a Linux kernel says about itself. */
-  readonly vmcoreinfo: string | undefined;
 }
 
 const LAYOUTS: Readonly<

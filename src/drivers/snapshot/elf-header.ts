@@ -1,5 +1,4 @@
 import { PAGE_SIZE } from '../../machine/index.ts';
-import type { DumpNotes } from './dump-layout.ts';
 import { ELF_CORE, ELF_MAGIC } from './elf-format.ts';
 import { type Alias, kernelImage } from './kernel-image.ts';
 import { noteOfState, prstatusOfState } from './vcpu-notes.ts';
@@ -26,6 +25,14 @@ function notesOf({ states, vmcoreinfo }: DumpNotes): Buffer {
     ...(vmcoreinfo === undefined ? [] : [note('VMCOREINFO', 0, Buffer.from(vmcoreinfo, 'latin1'))]),
     ...states.map((state) => note('KVMI', 1, state)),
   ]);
+}
+
+/** What an ELF dump holds besides memory. */
+export interface DumpNotes {
+  /** The 536-byte state of each vCPU. */
+  readonly states: readonly Uint8Array[];
+  /** What a Linux kernel says about itself. */
+  readonly vmcoreinfo: string | undefined;
 }
 
 type Run = Pick<Program, 'gpa' | 'size'>;

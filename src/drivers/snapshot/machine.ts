@@ -4,8 +4,8 @@ import { getU64 } from '../../abi/bytes.ts';
 import { MSRS_OFFSET, STATE_SIZE } from '../../abi/state.ts';
 import { EVENT_MSRS } from '../../abi/x86.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
-import { KvmiError } from '../../error.ts';
 import {
+  attachedAlready,
   type Capabilities,
   CapabilityError,
   type CapabilityName,
@@ -67,10 +67,7 @@ export class SnapshotMachine implements Machine {
   }
 
   attach(handler: MachineHandler): void {
-    if (this.#handler !== undefined)
-      throw new KvmiError('E_BUSY', `${this.name} is attached already`, {
-        hint: 'Detach the other one first.',
-      });
+    if (this.#handler !== undefined) throw attachedAlready(this.name);
     this.#handler = handler;
   }
 

@@ -12,6 +12,7 @@ import {
 } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
 import { check, libc, SystemError, type Word } from '../../../system/libc.ts';
+import { tracerOf } from '../../../system/proc.ts';
 
 /** How long a thread may take to stop or to carry out an injected system call, in ms. */
 const STOP_TIMEOUT_MS = 2000;
@@ -327,10 +328,20 @@ export function withRestart(regs: Uint8Array): Uint8Array {
   return restarted;
 }
 
+/** What throws when another process traces `what`: a thread has one tracer. */
+export function tracedAlready(what: string, tracer: number): KvmiError {
+  return new KvmiError('E_BUSY', `process ${tracer} traces ${what} already`, {
+    hint: 'A thread has one tracer. Detach the debugger, or end the other kvmi.',
+    data: { holder: tracer },
+  });
+}
+
 function seizeError(tid: number, errno: number): KvmiError {
   if (errno === ERRNO.EPERM || errno === ERRNO.EACCES) {
+    const tracer = tracerOf(tid);
+    if (tracer !== undefined) return tracedAlready(`thread ${tid}`, tracer);
     return new KvmiError('E_PERMISSION', `thread ${tid} may not be traced: ${errnoName(errno)}`, {
-      hint: 'Run as root or with CAP_SYS_PTRACE; a debugger that is attached already has to be detached first. kvmi doctor tells more.',
+      hint: 'Run as root or with CAP_SYS_PTRACE. kvmi doctor tells more.',
       data: { errno },
     });
   }
