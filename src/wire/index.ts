@@ -4,7 +4,16 @@ import { v9 } from './v9.ts';
 import { v12 } from './v12.ts';
 
 export { allocate } from './allocate.ts';
-export * from './command.ts';
+export {
+  decodeCommand,
+  decodeReply,
+  ERROR_SIZE,
+  encodeCommand,
+  encodeErrorReply,
+  encodeReply,
+  type ReceivedCommand,
+  ReplyError,
+} from './command.ts';
 export {
   ACTION,
   type Action,
@@ -14,12 +23,51 @@ export {
   type EventDefinition,
   NotInDialectError,
 } from './dialect.ts';
-export * from './event.ts';
-export * from './framing.ts';
-export * from './handshake.ts';
-export * from './header.ts';
+export {
+  COMMON_SIZE,
+  decodeEvent,
+  decodeEventReply,
+  decodeEventReplyData,
+  EVENT_REPLY_SIZE,
+  encodeEvent,
+  encodeEventReply,
+  eventSize,
+  isEvent,
+  MAX_EVENT_MESSAGE,
+  type ReceivedEvent,
+  type ReceivedEventReply,
+  stateOffset,
+} from './event.ts';
+export { FrameDecoder, type FrameHandler } from './framing.ts';
+export {
+  CPU_TYPE,
+  cookieHash,
+  cookieMatches,
+  encodeAnswer,
+  encodeHello,
+  HandshakeError,
+  type HandshakeHello,
+  HandshakeReader,
+  handshakeAnswer,
+  handshakeHello,
+  handshakeMapEntry,
+  type MemoryMapEntry,
+} from './handshake.ts';
+export { getHeader, HEADER_SIZE, MAX_PAYLOAD, ProtocolError, putHeader } from './header.ts';
 export { changeGfnPlain, changeGfnWithView } from './layouts.ts';
-export type * from './names.ts';
+export type {
+  CommandName,
+  EventData,
+  EventName,
+  EventReplyData,
+  PageAccessEntry,
+  RegistersReply,
+  Replies,
+  Requests,
+  VcpuCommandName,
+  VersionReply,
+  VmCommandName,
+} from './names.ts';
 
 /** Every dialect, by name. */
 export const DIALECTS: Readonly<Record<DialectName, Dialect>> = { v7, v9, v12 };
