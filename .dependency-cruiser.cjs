@@ -67,6 +67,16 @@ module.exports = {
       to: { circular: true },
     },
     {
+      name: 'no-vm-in-fast-tests',
+      severity: 'error',
+      comment: '`npm run test:fast` runs the tests beside the sources: what needs a VM is below test/',
+      from: { path: '^src/.*\\.test\\.ts$' },
+      to: {
+        path: '^test/(kvm|qemu|linux|end-to-end)/|^test/kit/(linux-guest|debian-kernel|libvirt|initramfs)\\.ts$',
+        reachable: true,
+      },
+    },
+    {
       name: 'no-test-code',
       severity: 'error',
       from: { path: '^src/', pathNot: '\\.test\\.ts$' },

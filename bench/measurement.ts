@@ -19,6 +19,9 @@ export interface Suite {
   run(): Promise<Measurement[]>;
 }
 
+/** What a suite answers: the reason why it cannot run here, or what it measured. */
+export type SuiteResult = { readonly skipped: string } | { readonly measurements: readonly Measurement[] };
+
 /** Operations per second of a synchronous function, after a warm-up, over about `milliseconds`. */
 export function ratePerSecond(run: (count: number) => void, milliseconds = 400): number {
   let count = 1;
@@ -52,8 +55,9 @@ export function median(values: readonly number[]): number {
   return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
 }
 
-/** Whether a ratio keeps its budget. */
-export function keeps(ratio: number, budget: string): boolean {
-  const [relation, limit] = budget.split(' ');
-  return relation === '>=' ? ratio >= Number(limit) : ratio <= Number(limit);
+/** Whether a measurement keeps its budget; undefined: it has none. */
+export function keepsBudget({ against }: Measurement): boolean | undefined {
+  if (against?.budget === undefined) return undefined;
+  const [relation, limit] = against.budget.split(' ');
+  return relation === '>=' ? against.ratio >= Number(limit) : against.ratio <= Number(limit);
 }

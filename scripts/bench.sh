@@ -2,5 +2,5 @@
 # Prints every benchmark with the limit or the peer that it is measured against in the same run.
 set -e
 cd "$(dirname "$0")/.."
-scripts/build.sh
-exec node --enable-source-maps --expose-gc dist/bench/main.js "$@"
+scripts/build.sh >&2
+exec node --enable-source-maps dist/bench/main.js "$@"
