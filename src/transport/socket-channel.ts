@@ -68,7 +68,7 @@ export class SocketChannel implements Channel {
 
   readonly #flush = (): void => {
     if (this.#queued === 0) return;
-    // One buffer, not cork and uncork: a list of 64 buffers takes 1.7 × as long to send, whatever their size.
+    // One buffer, not cork and uncork: writing 64 messages of 8 bytes as a list takes 1.7 × the processor time.
     const bytes = this.#queue.length === 1 ? this.#queue[0]! : Buffer.concat(this.#queue, this.#queued);
     this.#queue = [];
     this.#queued = 0;
