@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { describe, test } from 'node:test';
 import { cliPage, errorsPage } from '../../scripts/cli-doc.ts';
-import { sdkPage } from '../../scripts/sdk-doc.ts';
+import { DESCRIBED_MODULES, sdkPages } from '../../scripts/sdk-doc.ts';
 import { loadCommands } from '../../src/cli/commands/index.ts';
 import { ERROR_CODES } from '../../src/error-codes.ts';
 
@@ -17,10 +17,19 @@ test('docs/reference/cli.md is what the commands say about themselves', async ()
   assert.equal(page('cli.md'), await cliPage(), 'run `npm run docs` and commit the result');
 });
 
-test('docs/reference/sdk.md is what the declarations say', () => {
-  const declared = sdkPage();
-  assert.doesNotMatch(declared, /import\("/, 'a public member has a type that the compiler had to make up');
-  assert.equal(page('sdk.md'), declared, 'run `npm run docs` and commit the result');
+describe('the reference of the package', () => {
+  for (const [file, declared] of sdkPages()) {
+    test(`docs/reference/${file} is what the declarations say`, () => {
+      assert.doesNotMatch(declared, /import\("/, 'a public member has a type that the compiler had to make up');
+      assert.equal(page(file), declared, 'run `npm run docs` and commit the result');
+    });
+  }
+
+  test('describes every entry of package.json', () => {
+    const { exports } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { exports: object };
+    const entries = Object.keys(exports).map((entry) => entry.replace(/^\./, 'kvmi'));
+    assert.deepEqual([...DESCRIBED_MODULES].sort(), entries.sort());
+  });
 });
 
 test('docs/reference/errors.md is what the table of codes says', () => {
