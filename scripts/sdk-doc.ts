@@ -8,6 +8,7 @@ const MODULES: readonly (readonly [name: string, about: string])[] = [
   ['kvmi', 'What most tools need.'],
   ['kvmi/tool', 'The whole SDK for introspection tools.'],
   ['kvmi/linux', 'A Linux guest seen from outside, without a profile.'],
+  ['kvmi/rows', 'Answers as tables, JSON and CSV, as the commands print them.'],
   ['kvmi/drivers/embedded', 'A machine in this process.'],
   ['kvmi/drivers/qemu', 'Any QEMU.'],
   ['kvmi/drivers/kvm', 'Any VMM on /dev/kvm.'],

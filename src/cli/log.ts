@@ -1,7 +1,7 @@
 import type { Log } from '../host/log.ts';
-import { formatTime, now } from '../rows/columns.ts';
 import { printableLines, safeJson } from '../rows/printable.ts';
 import type { Theme } from '../rows/theme.ts';
+import { formatTime, now } from '../rows/time.ts';
 
 export const LOG_FORMATS = ['text', 'json'] as const;
 export type LogFormat = (typeof LOG_FORMATS)[number];
