@@ -11,7 +11,9 @@ import { displayWidth, fitted, printable } from './printable.ts';
 import { PLAIN, type Theme } from './theme.ts';
 
 const GAP = '  ';
-/** A column that may be cut keeps at least this many characters. */
+/** A column that may be cut keeps so many characters as long as there are others that the table can do without … */
+const READABLE = 24;
+/** … and so many in any case. */
 const LEAST_CUT = 12;
 
 function text(column: Column, row: Row): string {
@@ -42,15 +44,20 @@ function totalOf(widths: readonly number[]): number {
 }
 
 /** Takes what is too much from the widest columns that may be cut. */
-function shrunk(columns: readonly Column[], natural: readonly number[], available: number): number[] {
+function shrunk(
+  columns: readonly Column[],
+  natural: readonly number[],
+  available: number,
+  least: number,
+): number[] {
   const widths = [...natural];
   for (let excess = totalOf(widths) - available; excess > 0; excess = totalOf(widths) - available) {
     let widest = -1;
     for (const [i, column] of columns.entries()) {
-      if (column.cut && widths[i]! > Math.max(LEAST_CUT, widths[widest] ?? 0)) widest = i;
+      if (column.cut && widths[i]! > Math.max(least, widths[widest] ?? 0)) widest = i;
     }
     if (widest < 0) break;
-    widths[widest] = Math.max(LEAST_CUT, widths[widest]! - excess);
+    widths[widest] = Math.max(least, widths[widest]! - excess);
   }
   return widths;
 }
@@ -105,7 +112,8 @@ export function tableLines(
   for (;;) {
     const chosen = shown.map(({ column }) => column);
     const natural = shown.map((each) => each.width);
-    const widths = shrunk(chosen, natural, width);
+    const isLast = keep || chosen.every(({ drop }) => drop === undefined);
+    const widths = shrunk(chosen, natural, width, isLast ? LEAST_CUT : READABLE);
     const excess = keep ? -1 : dispensable(shown, widths, width);
     if (excess < 0) {
       const body = rows.map((_, i) =>
