@@ -75,7 +75,9 @@ const PAGES: readonly Page[] = [
 ];
 
 /** Entries of package.json that a page describes. */
-export const DESCRIBED_MODULES: readonly string[] = PAGES.flatMap(({ modules }) => modules.map(([name]) => name));
+export const DESCRIBED_MODULES: readonly string[] = PAGES.flatMap(({ modules }) =>
+  modules.map(([name]) => name),
+);
 
 type Member = ts.ClassElement | ts.TypeElement;
 

@@ -105,8 +105,8 @@ export interface Command<
   readonly runsProgram?: boolean;
   /** Columns of the table when options change them. */
   shown?(options: OptionValues<O>): readonly string[] | undefined;
-  /** The form for people, when a table is not it. Lines must be safe for a terminal. */
-  text?(rows: AsyncIterable<Row>, theme: Theme): AsyncIterable<string>;
+  /** The form for people, when a table is not it. Lines must be safe for a terminal, of which `width` is the width. */
+  text?(rows: AsyncIterable<Row>, theme: Theme, width?: number): AsyncIterable<string>;
   /** Does it. Rows are pulled as they are printed; what was acquired is released in `finally`. */
   run(context: Context, args: ArgumentValues<A>, options: OptionValues<O>): AsyncIterable<Row>;
 }

@@ -7,15 +7,17 @@ import { HandshakeError } from '../wire/index.ts';
 import { errorJson, errorText, exitCodeOf } from './errors.ts';
 import { EXIT } from './exit-codes.ts';
 
+const FILE = { verbose: false, width: undefined };
+
 test('an error for people: what, its code, and the next step', () => {
   const error = new KvmiError('E_NO_VM', 'no VM is called web', { hint: 'kvmi list' });
-  assert.equal(errorText(error, PLAIN, false), 'kvmi: error: no VM is called web [E_NO_VM]\nhint: kvmi list');
+  assert.equal(errorText(error, PLAIN, FILE), 'kvmi: error: no VM is called web [E_NO_VM]\nhint: kvmi list');
 });
 
 test('foreign text in an error does not reach the terminal as it is', () => {
   const error = new KvmiError('E_HOOK', 'cannot hook \x1b]0;pwned\x07', { hint: '\u202eevil' });
   assert.equal(
-    errorText(error, PLAIN, false),
+    errorText(error, PLAIN, FILE),
     'kvmi: error: cannot hook \\x1b]0;pwned\\x07 [E_HOOK]\nhint: \\u202eevil',
   );
 });
@@ -53,4 +55,17 @@ test('a failure to hook ends as its cause would, and so does one for lack of rig
 test('exit codes are distinct', () => {
   const codes = Object.values(EXIT).map(({ code }) => code);
   assert.equal(new Set(codes).size, codes.length);
+});
+
+test('an error is one line in a file, and fits a terminal', () => {
+  const words = 'the VM is held by somebody else who does not let it go '.repeat(3).trim();
+  const error = new KvmiError('E_BUSY', words, { hint: words });
+  assert.equal(errorText(error, PLAIN, FILE).split('\n').length, 2);
+  const text = errorText(error, PLAIN, { verbose: false, width: 60 });
+  for (const line of text.split('\n')) assert.ok(line.length <= 60, line);
+  assert.equal(
+    text.replace(/\n {2}/g, ' '),
+    `kvmi: error: ${words} [E_BUSY]\nhint: ${words}`,
+    'no word is lost',
+  );
 });

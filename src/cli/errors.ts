@@ -1,12 +1,16 @@
 import { KvmiError, messageOf } from '../error.ts';
 import type { ErrorCode } from '../error-codes.ts';
 import { printable, printableLines, safeJson } from '../rows/printable.ts';
+import { behind } from '../rows/text.ts';
 import type { Theme } from '../rows/theme.ts';
 import { ERROR_EXITS } from './error-exits.ts';
 import { EXIT, type ExitName } from './exit-codes.ts';
 
 /** Codes of operating system errors that mean: you may not. */
 const PERMISSION_ERRNOS = new Set(['EACCES', 'EPERM']);
+
+const ERROR_PREFIX = 'kvmi: error: '.length;
+const HINT_PREFIX = 'hint: '.length;
 
 /** Codes that say what failed, while the cause says why. */
 const CAUSE_DECIDES = new Set<ErrorCode>(['E_HOOK']);
@@ -39,13 +43,23 @@ export function errorFields(error: unknown): Record<string, unknown> {
   };
 }
 
+/** How an error is shown to people. */
+interface ErrorForm {
+  readonly verbose: boolean;
+  /** Of the terminal; undefined when it goes elsewhere, where a message is one line. */
+  readonly width: number | undefined;
+}
+
 /** An error for people: what, where and why, its code, and the next step. */
-export function errorText(error: unknown, theme: Theme, verbose: boolean): string {
+export function errorText(error: unknown, theme: Theme, { verbose, width }: ErrorForm): string {
   const { code, message, hint } = errorFields(error);
-  const lines = [
-    `${theme.bold('kvmi:')} ${theme.red('error:')} ${printableLines(String(message))} ${theme.dim(`[${printable(String(code))}]`)}`,
-  ];
-  if (hint) lines.push(`${theme.cyan('hint:')} ${printableLines(String(hint))}`);
+  const mark = `[${printable(String(code))}]`;
+  const what = behind(ERROR_PREFIX, `${printableLines(String(message))} ${mark}`, width).slice(
+    0,
+    -mark.length,
+  );
+  const lines = [`${theme.bold('kvmi:')} ${theme.red('error:')} ${what}${theme.dim(mark)}`];
+  if (hint) lines.push(`${theme.cyan('hint:')} ${behind(HINT_PREFIX, printableLines(String(hint)), width)}`);
   const unexpected = !(error instanceof KvmiError) && error instanceof Error;
   if ((verbose || unexpected) && error instanceof Error && error.stack) {
     lines.push(theme.dim(printableLines(error.stack)));

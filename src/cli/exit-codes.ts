@@ -17,8 +17,3 @@ export const EXIT = {
 } as const;
 
 export type ExitName = keyof typeof EXIT;
-
-/** The table as text, for help and documentation. */
-export function exitCodeLines(): string[] {
-  return Object.values(EXIT).map(({ code, meaning }) => `${String(code).padStart(3)}  ${meaning}`);
-}

@@ -1,12 +1,10 @@
-import { padded, wrapped } from '../rows/text.ts';
+import { padded, STANDARD_WIDTH, wrapped } from '../rows/text.ts';
 import type { Theme } from '../rows/theme.ts';
 import type { Argument, Command, Option, OptionTable } from './command.ts';
 import { COMMANDS } from './commands/index.ts';
-import { exitCodeLines } from './exit-codes.ts';
+import { EXIT } from './exit-codes.ts';
 import { COMMON_OPTIONS } from './settings.ts';
 import { targetTerms } from './targets.ts';
-
-const WIDTH = 100;
 
 interface Entry {
   readonly term: string;
@@ -17,12 +15,12 @@ function section(title: string, lines: readonly string[], theme: Theme): string 
   return `${theme.bold(`${title}:`)}\n${lines.map((line) => `  ${line}`.trimEnd()).join('\n')}\n`;
 }
 
-function entryLines(entries: readonly Entry[]): string[] {
-  const width = Math.min(32, Math.max(...entries.map(({ term }) => term.length)) + 2);
+function entryLines(entries: readonly Entry[], width: number): string[] {
+  const indent = Math.min(32, Math.max(...entries.map(({ term }) => term.length)) + 2);
   return entries.flatMap(({ term, about }) => {
-    const lines = wrapped(about, WIDTH - width - 2);
-    if (term.length >= width) return [term, ...lines.map((line) => ' '.repeat(width) + line)];
-    return lines.map((line, i) => padded(i === 0 ? term : '', width) + line);
+    const lines = wrapped(about, width - indent - 2);
+    if (term.length >= indent) return [term, ...lines.map((line) => ' '.repeat(indent) + line)];
+    return lines.map((line, i) => padded(i === 0 ? term : '', indent) + line);
   });
 }
 
@@ -48,32 +46,38 @@ export function usage(command: Command): string {
   return ['kvmi', command.name, '[options]', ...operands, ...program].join(' ');
 }
 
-function targetLines(): string[] {
-  return entryLines(targetTerms().map(([term, about]) => ({ term, about })));
+function targetEntries(): Entry[] {
+  return targetTerms().map(([term, about]) => ({ term, about }));
 }
 
-/** Help of one command; examples come first. */
-export function commandHelp(command: Command, theme: Theme): string {
+function exitEntries(): Entry[] {
+  return Object.values(EXIT).map(({ code, meaning }) => ({ term: String(code).padStart(3), about: meaning }));
+}
+
+/** Help of one command, in lines of `width` characters; examples come first. */
+export function commandHelp(command: Command, theme: Theme, width = STANDARD_WIDTH): string {
+  const entriesOf = (title: string, entries: readonly Entry[]): string =>
+    section(title, entryLines(entries, width), theme);
   const examples = command.examples.flatMap(({ command: line, does }) => [theme.dim(`# ${does}`), line]);
   const parts = [
     section('Examples', examples, theme),
     section('Usage', [usage(command)], theme),
-    `${[command.summary, ...(command.description ?? [])].map((text) => wrapped(text, WIDTH).join('\n')).join('\n\n')}\n`,
+    `${[command.summary, ...(command.description ?? [])].map((text) => wrapped(text, width).join('\n')).join('\n\n')}\n`,
   ];
   if (command.arguments.length > 0) {
     const entries = command.arguments.map(({ name, about }) => ({ term: name, about }));
-    parts.push(section('Arguments', entryLines(entries), theme));
+    parts.push(entriesOf('Arguments', entries));
   }
-  if (command.arguments[0]?.name === 'VM') parts.push(section('VM is one of', targetLines(), theme));
+  if (command.arguments[0]?.name === 'VM') parts.push(entriesOf('VM is one of', targetEntries()));
   if (Object.keys(command.options).length > 0) {
-    parts.push(section('Options', entryLines(optionEntries(command.options)), theme));
+    parts.push(entriesOf('Options', optionEntries(command.options)));
   }
-  parts.push(section('Common options', entryLines(optionEntries(COMMON_OPTIONS)), theme));
+  parts.push(entriesOf('Common options', optionEntries(COMMON_OPTIONS)));
   if (command.columns.length > 0) {
     const entries = command.columns.map(({ name, about }) => ({ term: name, about }));
-    parts.push(section('Columns', entryLines(entries), theme));
+    parts.push(entriesOf('Columns', entries));
   }
-  parts.push(section('Exit codes', exitCodeLines(), theme));
+  parts.push(entriesOf('Exit codes', exitEntries()));
   return parts.join('\n');
 }
 
@@ -90,7 +94,9 @@ const EXAMPLES = [
 ];
 
 /** Help of `kvmi` itself. */
-export function programHelp(theme: Theme): string {
+export function programHelp(theme: Theme, width = STANDARD_WIDTH): string {
+  const entriesOf = (title: string, entries: readonly Entry[]): string =>
+    section(title, entryLines(entries, width), theme);
   const commands = Object.entries(COMMANDS).map(([term, { summary }]) => ({ term, about: summary }));
   return [
     section(
@@ -99,10 +105,10 @@ export function programHelp(theme: Theme): string {
       theme,
     ),
     section('Usage', ['kvmi <COMMAND> [options] [VM] …'], theme),
-    section('Commands', entryLines(commands), theme),
-    section('VM is one of', targetLines(), theme),
-    section('Common options', entryLines(optionEntries(COMMON_OPTIONS)), theme),
-    section('Exit codes', exitCodeLines(), theme),
+    entriesOf('Commands', commands),
+    entriesOf('VM is one of', targetEntries()),
+    entriesOf('Common options', optionEntries(COMMON_OPTIONS)),
+    entriesOf('Exit codes', exitEntries()),
     'kvmi COMMAND --help explains a command.\n',
   ].join('\n');
 }

@@ -3,7 +3,7 @@ import { KvmiError } from '../error.ts';
 import { integer, text } from '../input/values.ts';
 import type { Linux, Rows, TypeSource } from '../linux/index.ts';
 import type { Machine } from '../machine/index.ts';
-import type { Cell, Column, Row } from '../rows/columns.ts';
+import { type ColumnOf, type Row, rowOf } from '../rows/columns.ts';
 import { type OptionValues, valueOption } from './command.ts';
 import type { Context } from './context.ts';
 import { responsiveMemory } from './responsive-memory.ts';
@@ -22,25 +22,6 @@ export type LinuxOptions = OptionValues<typeof LINUX_OPTIONS>;
 
 export const PID_ABOUT = 'id of a process, as the guest counts';
 export const pid = integer('PID', 0, 2 ** 22);
-
-/** A column, and where its cell comes from: the member of that name unless told. */
-export type LinuxColumn<T> = Column & {
-  readonly cell?: (item: T) => Cell;
-};
-
-function rowOf<T extends object>(columns: readonly LinuxColumn<T>[], item: T): Row {
-  const row: Record<string, Cell> = {};
-  for (const { name, kind, cell } of columns) {
-    const value = cell ? cell(item) : (item as Record<string, Cell>)[name];
-    row[name] = kind === 'hex' && typeof value === 'string' ? hexCell(value) : value;
-  }
-  return row;
-}
-
-/** An address that is text, as a number, which can be compared. */
-function hexCell(address: string): bigint | undefined {
-  return address === '' ? undefined : BigInt(address);
-}
 
 /** Opens a VM and finds the Linux in its memory, which is only read. */
 export function withLinux(
@@ -88,7 +69,7 @@ export function linuxRows<T extends object>(
   context: Context,
   vm: string | undefined,
   options: LinuxOptions,
-  columns: readonly LinuxColumn<T>[],
+  columns: readonly ColumnOf<T>[],
   ask: (linux: Linux) => Awaitable<Rows<T>>,
 ): AsyncGenerator<Row> {
   return withLinux(context, vm, options, async function* (linux) {
@@ -99,7 +80,7 @@ export function linuxRows<T extends object>(
 /** Makes rows of an answer; says what is missing in it. */
 export function* printed<T extends object>(
   context: Context,
-  columns: readonly LinuxColumn<T>[],
+  columns: readonly ColumnOf<T>[],
   { rows, reasons }: Pick<Rows<T>, 'rows' | 'reasons'>,
 ): Generator<Row> {
   for (const reason of reasons) context.partial(reason);

@@ -1,13 +1,17 @@
 import type { Log } from '../host/log.ts';
-import { formatTime, now } from '../rows/columns.ts';
 import { printableLines, safeJson } from '../rows/printable.ts';
+import { behind } from '../rows/text.ts';
 import type { Theme } from '../rows/theme.ts';
+import { formatTime, now } from '../rows/time.ts';
 
 export const LOG_FORMATS = ['text', 'json'] as const;
 export type LogFormat = (typeof LOG_FORMATS)[number];
 
 const LEVELS = { error: 0, warning: 1, hint: 1, info: 2, debug: 3 } as const;
 type Level = keyof typeof LEVELS;
+
+/** Characters in front of a message. */
+const PREFIXES: Readonly<Record<Level, number>> = { error: 13, warning: 15, hint: 6, info: 6, debug: 6 };
 
 /** Where everything but data goes: standard error. */
 export interface CliLog extends Log {
@@ -23,6 +27,8 @@ export interface LogSettings {
   /** 0 shows errors and warnings, 1 adds information, 2 adds details. */
   readonly verbosity: number;
   readonly theme: Theme;
+  /** Of the terminal; undefined when it goes elsewhere, where a message is one line. */
+  readonly width?: number | undefined;
   write(line: string): void;
 }
 
@@ -44,7 +50,7 @@ export function createLog(settings: LogSettings): CliLog {
     settings.write(
       settings.format === 'json'
         ? safeJson({ v: 1, level, time: formatTime(now()), message: text })
-        : `${paint[level]} ${printableLines(text)}`,
+        : `${paint[level]} ${behind(PREFIXES[level], printableLines(text), settings.width)}`,
     );
   };
   return {

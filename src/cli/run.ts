@@ -37,7 +37,11 @@ export async function run(argv: readonly string[]): Promise<number> {
     if (invocation.kind === 'run') return await new Execution(invocation, interruption, stdout).run();
     const { commandHelp, programHelp } = await import('./help.ts');
     const theme = themeFor({ isTTY: stdout.terminal }, settings.color, process.env);
-    await stdout.write(invocation.command ? commandHelp(invocation.command, theme) : programHelp(theme));
+    const { width } = stdout;
+    const text = invocation.command
+      ? commandHelp(invocation.command, theme, width)
+      : programHelp(theme, width);
+    await stdout.write(text);
     return EXIT.ok.code;
   } catch (error) {
     return fail(error, settings);
@@ -57,7 +61,9 @@ function earlySettings(argv: readonly string[]): Pick<CommonSettings, 'logFormat
 function fail(error: unknown, settings: Pick<CommonSettings, 'logFormat' | 'color' | 'verbose'>): number {
   const theme = themeFor(process.stderr, settings.color, process.env);
   const text =
-    settings.logFormat === 'json' ? errorJson(error) : errorText(error, theme, settings.verbose > 1);
+    settings.logFormat === 'json'
+      ? errorJson(error)
+      : errorText(error, theme, { verbose: settings.verbose > 1, width: process.stderr.columns });
   process.stderr.write(`${text}\n`);
   return exitCodeOf(error);
 }
@@ -121,6 +127,7 @@ class Execution {
         format: settings.logFormat,
         verbosity: silent ? SILENT : settings.verbose + (verbose ? 1 : 0),
         theme,
+        width: onTerminal && !runsProgram ? process.stderr.columns : undefined,
         write: (line) => {
           progress.clear();
           write(`${line}\n`);

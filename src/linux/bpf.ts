@@ -1,7 +1,6 @@
 import type { Gva } from '../machine/index.ts';
-import { hex } from '../reading/text.ts';
 import type { Walk } from '../reading/walk.ts';
-import { readClock, rfc3339 } from './clock.ts';
+import { bootTimeOf, pointInTime, readClock } from './clock.ts';
 import { idrEntries } from './list.ts';
 import type { Session } from './session.ts';
 
@@ -11,21 +10,21 @@ export interface BpfProgram {
   readonly type: string;
   readonly name: string;
   readonly tag: string;
-  /** RFC 3339; empty when the guest's clock is not known. */
-  readonly loadTime: string;
+  /** Nanoseconds since 1970 by the guest's clock; undefined when that is not known. */
+  readonly loadTime: bigint | undefined;
   readonly jited: boolean;
   /** The kernel function that it is attached to, for the types that have one. */
   readonly attachedTo: string;
   /** Where its code is. */
-  readonly code: string;
-  readonly address: string;
+  readonly code: Gva;
+  readonly address: Gva;
 }
 
 export function* bpfPrograms(session: Session): Walk<BpfProgram[]> {
   const registry = session.kernel.symbols.address('prog_idr');
   if (registry === undefined) return [];
   const clock = yield* readClock(session);
-  const boot = clock === undefined ? undefined : clock.realtime - clock.sinceBoot;
+  const boot = clock && bootTimeOf(clock);
   const types = yield* programTypes(session);
   const { offset } = session.kernel.layouts.field('idr', 'tree');
   const rows: BpfProgram[] = [];
@@ -52,14 +51,14 @@ function* programRow(
     type: types.get(type) ?? String(type),
     name: aux.text('name'),
     tag: Buffer.from(program.bytes('tag')).toString('hex'),
-    loadTime: boot === undefined ? '' : rfc3339(boot + aux.big('loadTime')),
+    loadTime: boot === undefined ? undefined : pointInTime(boot + aux.big('loadTime')),
     jited: program.number('jited') !== 0,
     attachedTo:
       attached === 0n
         ? ''
         : yield* session.attempt('an eBPF program', session.space.string(attached, 256), ''),
-    code: hex(program.pointer('function')),
-    address: hex(gva),
+    code: program.pointer('function'),
+    address: gva,
   };
 }
 

@@ -31,10 +31,15 @@ function* read(session: Session): Walk<Clock> {
   return { realtime, sinceBoot: monotonic + keeper.big('bootOffset') };
 }
 
-/** RFC 3339 with nanoseconds; empty for a time that cannot be written so. */
-export function rfc3339(nanoseconds: bigint): string {
-  const milliseconds = Number(nanoseconds / 1_000_000n);
-  if (nanoseconds < 0n || milliseconds > 8.64e15) return '';
-  const fraction = (nanoseconds % SECOND).toString().padStart(9, '0');
-  return `${new Date(milliseconds).toISOString().slice(0, -5)}.${fraction}Z`;
+/** When the guest booted, in nanoseconds since 1970. */
+export function bootTimeOf({ realtime, sinceBoot }: Clock): bigint {
+  return realtime - sinceBoot;
+}
+
+/** The last year that RFC 3339 can write. */
+const LAST_TIME = BigInt(Date.UTC(9999, 11, 31)) * 1_000_000n;
+
+/** Nanoseconds since 1970; undefined for a time that no calendar has, as only a damaged guest tells. */
+export function pointInTime(nanoseconds: bigint): bigint | undefined {
+  return nanoseconds < 0n || nanoseconds > LAST_TIME ? undefined : nanoseconds;
 }

@@ -1,6 +1,5 @@
 import { getU64 } from '../abi/bytes.ts';
 import type { Gva } from '../machine/index.ts';
-import { hex } from '../reading/text.ts';
 import { forAll, type Walk } from '../reading/walk.ts';
 import { inodeOf } from './maps.ts';
 import { Paths } from './paths.ts';
@@ -19,7 +18,7 @@ export interface OpenFile {
   readonly position: number;
   readonly inode: number;
   /** Of its struct file. */
-  readonly address: string;
+  readonly address: Gva;
 }
 
 /** By the format bits of a mode. */
@@ -97,7 +96,7 @@ function* fileRow(session: Session, paths: Paths, task: Task, { fd, file }: Desc
     path: yield* session.attempt('a path', paths.ofFile(open), ''),
     position: positionOf(open),
     inode,
-    address: hex(file),
+    address: file,
   };
 }
 

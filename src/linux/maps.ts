@@ -1,7 +1,6 @@
 import { getU64 } from '../abi/bytes.ts';
 import type { Gva } from '../machine/index.ts';
 import { Bounds, isKernelPointer } from '../reading/bounds.ts';
-import { hex } from '../reading/text.ts';
 import type { Walk } from '../reading/walk.ts';
 import { Paths } from './paths.ts';
 import type { Obj, Session } from './session.ts';
@@ -10,8 +9,8 @@ import { type Task, taskList } from './tasks.ts';
 /** A mapping of a process, as in /proc/PID/maps. */
 export interface MemoryMap {
   readonly pid: number;
-  readonly start: string;
-  readonly end: string;
+  readonly start: Gva;
+  readonly end: Gva;
   readonly size: number;
   /** `rwxp` or `rwxs`, with `-` for what is not allowed. */
   readonly protection: string;
@@ -121,8 +120,8 @@ function* mapRow(session: Session, namer: AreaNamer, pid: number, area: Area): W
   const file = area.pointer('file');
   const common = {
     pid,
-    start: hex(start),
-    end: hex(end),
+    start,
+    end,
     size: Number(end - start),
     protection:
       (flags & VM_READ ? 'r' : '-') +

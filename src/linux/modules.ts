@@ -1,5 +1,4 @@
 import type { Gva } from '../machine/index.ts';
-import { hex } from '../reading/text.ts';
 import type { Walk } from '../reading/walk.ts';
 import { listLinks, listOf } from './list.ts';
 import type { Obj, Session } from './session.ts';
@@ -12,11 +11,11 @@ export interface Module {
   readonly users: readonly string[];
   readonly state: string;
   /** Where its code starts. */
-  readonly base: string;
+  readonly base: Gva;
   /** Letters as in /proc/modules: O out of tree, E unsigned, P proprietary, … */
   readonly taints: string;
   /** Of its struct module. */
-  readonly address: string;
+  readonly address: Gva;
 }
 
 export type ModuleObject = Obj<'module'>;
@@ -47,9 +46,9 @@ export function* moduleRow(session: Session, module: ModuleObject): Walk<Module>
     references: module.has('references') ? module.number('references') - REFERENCE_BASE : 0,
     users: yield* session.attempt('users of a module', usersOf(session, module), []),
     state: STATES[module.number('state')] ?? String(module.number('state')),
-    base: hex(module.pointer('base')),
+    base: module.pointer('base'),
     taints: [...TAINTS].filter((_, bit) => (taints & (1 << bit)) !== 0).join(''),
-    address: hex(module.gva),
+    address: module.gva,
   };
 }
 

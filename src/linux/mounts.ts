@@ -1,5 +1,4 @@
 import type { Gva } from '../machine/index.ts';
-import { hex } from '../reading/text.ts';
 import type { Walk } from '../reading/walk.ts';
 import { listLinks, treeNodes } from './list.ts';
 import { findTask } from './maps.ts';
@@ -19,7 +18,7 @@ export interface Mount {
   readonly device: string;
   readonly readonly: boolean;
   /** Of its struct mount. */
-  readonly address: string;
+  readonly address: Gva;
 }
 
 const MNT_READONLY = 0x40;
@@ -93,6 +92,6 @@ function* mountRow(session: Session, paths: Paths, gva: Gva, root: Gva | undefin
     fileSystem: yield* paths.fileSystem(block.gva),
     device: `${device >>> 20}:${device & 0xfffff}`,
     readonly: (mount.number('flags') & MNT_READONLY) !== 0 || (block.number('flags') & SB_RDONLY) !== 0,
-    address: hex(gva),
+    address: gva,
   };
 }

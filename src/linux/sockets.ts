@@ -1,7 +1,7 @@
 import { getU16 } from '../abi/bytes.ts';
 import type { Gva } from '../machine/index.ts';
 import { Bounds, isKernelPointer } from '../reading/bounds.ts';
-import { hex, textOf } from '../reading/text.ts';
+import { textOf } from '../reading/text.ts';
 import type { Walk } from '../reading/walk.ts';
 import { formatAddress } from './address-text.ts';
 import { descriptorsOf } from './files.ts';
@@ -27,7 +27,7 @@ export interface Socket {
   /** Number of the network namespace. */
   readonly namespace: number;
   /** Of its struct sock. */
-  readonly address: string;
+  readonly address: Gva;
 }
 
 const AF_INET6 = 10;
@@ -232,7 +232,7 @@ function* inetRow(
     path: '',
     ...(isWhole ? yield* identity(session, gva, owners) : { uid: 0, inode: 0, pid: 0, comm: '' }),
     namespace: yield* namespaceOf(session, common.pointer('net')),
-    address: hex(gva),
+    address: gva,
   };
 }
 
@@ -277,7 +277,7 @@ function* unixRow(session: Session, gva: Gva, owners: ReadonlyMap<Gva, Owner>): 
     path: yield* unixPath(session, unix.pointer('address')),
     ...(yield* identity(session, gva, owners)),
     namespace: yield* namespaceOf(session, sock.pointer('net')),
-    address: hex(gva),
+    address: gva,
   };
 }
 

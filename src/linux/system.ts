@@ -1,5 +1,5 @@
 import type { Walk } from '../reading/walk.ts';
-import { readClock, rfc3339 } from './clock.ts';
+import { bootTimeOf, pointInTime, readClock } from './clock.ts';
 import type { Session } from './session.ts';
 
 /** The guest as uname(1) and uptime(1) show it. */
@@ -11,9 +11,9 @@ export interface SystemInfo {
   readonly banner: string;
   /** Empty before Linux 5.9. */
   readonly buildId: string;
-  /** RFC 3339, by the guest's own clock. */
-  readonly time: string;
-  readonly bootTime: string;
+  /** Nanoseconds since 1970 by the guest's own clock; undefined when that is not known. */
+  readonly time: bigint | undefined;
+  readonly bootTime: bigint | undefined;
   readonly uptimeSeconds: number;
   /** 48 or 57: the width of virtual addresses. */
   readonly addressBits: number;
@@ -30,8 +30,8 @@ export function* systemInfo(session: Session): Walk<SystemInfo[]> {
       version: uts?.text('version') ?? '',
       banner: kernel.banner,
       buildId: kernel.buildId ?? '',
-      time: clock === undefined ? '' : rfc3339(clock.realtime),
-      bootTime: clock === undefined ? '' : rfc3339(clock.realtime - clock.sinceBoot),
+      time: clock && pointInTime(clock.realtime),
+      bootTime: clock && pointInTime(bootTimeOf(clock)),
       uptimeSeconds: clock === undefined ? 0 : Number(clock.sinceBoot / 10_000_000n) / 100,
       addressBits: kernel.paging.mode === '5-level' ? 57 : 48,
     },

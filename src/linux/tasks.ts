@@ -1,7 +1,7 @@
 import type { Gva } from '../machine/index.ts';
-import { hex, textOf } from '../reading/text.ts';
+import { textOf } from '../reading/text.ts';
 import { forAll, type Walk } from '../reading/walk.ts';
-import { type Clock, readClock, rfc3339 } from './clock.ts';
+import { bootTimeOf, type Clock, pointInTime, readClock } from './clock.ts';
 import { containerOf, controlGroup } from './containers.ts';
 import { listLinks } from './list.ts';
 import { Paths } from './paths.ts';
@@ -21,8 +21,8 @@ export interface Process {
   /** The path of what it executes; empty for a kernel thread. */
   readonly exe: string;
   readonly commandLine: readonly string[];
-  /** RFC 3339; empty when the guest's clock is not known. */
-  readonly startTime: string;
+  /** Nanoseconds since 1970 by the guest's clock; undefined when that is not known. */
+  readonly startTime: bigint | undefined;
   /** Nanoseconds since the guest booted. */
   readonly startNs: bigint;
   readonly threads: number;
@@ -33,7 +33,7 @@ export interface Process {
   readonly container: string;
   readonly controlGroup: string;
   /** Of its task_struct. */
-  readonly address: string;
+  readonly address: Gva;
 }
 
 export interface Thread {
@@ -42,7 +42,7 @@ export interface Thread {
   readonly state: string;
   readonly comm: string;
   readonly cpu: number;
-  readonly address: string;
+  readonly address: Gva;
 }
 
 const PF_KTHREAD = 0x00200000;
@@ -139,13 +139,13 @@ function* processRow(listing: Listing, task: Task): Walk<Process> {
     state: stateOf(task),
     comm: task.text('comm'),
     ...image,
-    startTime: clock === undefined ? '' : rfc3339(clock.realtime - clock.sinceBoot + startNs),
+    startTime: clock && pointInTime(bootTimeOf(clock) + startNs),
     startNs,
     threads: signal?.number('threads') ?? 0,
     kernelThread: (task.number('flags') & PF_KTHREAD) !== 0,
     container: containerOf(group),
     controlGroup: group,
-    address: hex(task.gva),
+    address: task.gva,
   };
 }
 
@@ -231,7 +231,7 @@ export function* threads(session: Session, pid?: number): Walk<Thread[]> {
         state: stateOf(task),
         comm: task.text('comm'),
         cpu: task.has('cpu') ? task.number('cpu') : 0,
-        address: hex(task.gva),
+        address: task.gva,
       });
     }
   }

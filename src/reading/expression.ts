@@ -2,7 +2,6 @@ import { descend, type Place, sizeOf, strip, type Type } from '../btf/types.ts';
 import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
 import type { Space } from './space.ts';
-import { hex } from './text.ts';
 import { readValue, typeName, type Value } from './values.ts';
 import type { Walk } from './walk.ts';
 
@@ -20,7 +19,7 @@ export interface Names {
 export interface TypedValue {
   readonly expression: string;
   readonly type: string;
-  readonly address: string;
+  readonly address: Gva;
   readonly value: Value;
 }
 
@@ -64,7 +63,7 @@ export function* evaluate(
   return {
     expression,
     type: typeName(place.type),
-    address: hex(at),
+    address: at,
     value: yield* readValue(space, gva, place, note),
   };
 }

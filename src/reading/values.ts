@@ -1,16 +1,30 @@
 import { getU64 } from '../abi/bytes.ts';
 import { type EnumType, fieldAt, type Place, sizeOf, strip, type Type } from '../btf/types.ts';
+import { KvmiError } from '../error.ts';
 import type { Gva } from '../machine/index.ts';
 import type { Space } from './space.ts';
-import { hex, textOf } from './text.ts';
+import { textOf } from './text.ts';
 import type { Walk } from './walk.ts';
 
-/** A C value: numbers (bigint beyond 2^53), text for char arrays, `0x…` for pointers, names for enumerators. */
+/** A pointer of the guest. */
+export class Pointer {
+  readonly address: Gva;
+  /** What a pointer to characters points to, up to {@link MAX_TEXT} bytes of it; undefined for any other. */
+  readonly text: string | undefined;
+
+  constructor(address: Gva, text?: string) {
+    this.address = address;
+    this.text = text;
+  }
+}
+
+/** A C value: numbers (bigint beyond 2^53), text for char arrays, names for enumerators. */
 export type Value =
   | number
   | bigint
   | boolean
   | string
+  | Pointer
   | readonly Value[]
   | { readonly [member: string]: Value };
 
@@ -29,6 +43,9 @@ const MAX_DEPTH = 8;
 const MAX_ELEMENTS = 256;
 /** Members and elements of one value. */
 const MAX_PARTS = 20_000;
+/** Texts behind pointers of one value, and bytes of each. */
+const MAX_TEXTS = 256;
+const MAX_TEXT = 256;
 
 /** A C declaration of the type, without a name. */
 export function typeName(type: Type, depth = 0): string {
@@ -77,14 +94,21 @@ export function* readValue(
 ): Walk<Value> {
   const { offset, size } = fieldAt(place);
   const bytes = yield* space.read(gva + BigInt(offset), size);
-  const budget = { parts: MAX_PARTS };
-  const value = decode(bytes, { ...place, bitOffset: place.bitOffset - offset * 8 }, budget, 0);
+  const budget = { space, parts: MAX_PARTS, texts: MAX_TEXTS };
+  const value = yield* decode(bytes, { ...place, bitOffset: place.bitOffset - offset * 8 }, budget, 0);
   if (budget.parts <= 0) note(`a value was cut at ${MAX_PARTS} members`);
   return value;
 }
 
+/** What one value may still take. */
+interface Budget {
+  readonly space: Space;
+  parts: number;
+  texts: number;
+}
+
 /** `place.bitOffset` is from the start of `bytes`. */
-function decode(bytes: Uint8Array, place: Place, budget: { parts: number }, depth: number): Value {
+function* decode(bytes: Uint8Array, place: Place, budget: Budget, depth: number): Walk<Value> {
   if (--budget.parts <= 0 || depth > MAX_DEPTH) return '…';
   const type = strip(place.type);
   const at = Math.floor(place.bitOffset / 8);
@@ -98,17 +122,17 @@ function decode(bytes: Uint8Array, place: Place, budget: { parts: number }, dept
           bitOffset: place.bitOffset + member.bitOffset,
           bitSize: member.bitSize,
         };
-        const decoded = decode(bytes, inner, budget, depth + 1);
+        const decoded = yield* decode(bytes, inner, budget, depth + 1);
         if (member.name !== '') value[member.name] = decoded;
-        else if (typeof decoded === 'object') Object.assign(value, decoded);
+        else if (typeof decoded === 'object' && !(decoded instanceof Pointer)) Object.assign(value, decoded);
         if (budget.parts <= 0) break;
       }
       return value;
     }
     case 'array':
-      return decodeArray(bytes, place, budget, depth);
+      return yield* decodeArray(bytes, place, budget, depth);
     case 'pointer':
-      return hex(getU64(padded(bytes, at), 0));
+      return yield* pointerTo(type.target(), getU64(padded(bytes, at), 0), budget);
     case 'int':
     case 'enum':
       return decodeNumber(bytes, place);
@@ -119,20 +143,35 @@ function decode(bytes: Uint8Array, place: Place, budget: { parts: number }, dept
   }
 }
 
-function decodeArray(bytes: Uint8Array, place: Place, budget: { parts: number }, depth: number): Value {
+function isCharacter(type: Type): boolean {
+  const stripped = strip(type);
+  return stripped.kind === 'int' && stripped.encoding === 'char';
+}
+
+function* pointerTo(target: Type, address: Gva, budget: Budget): Walk<Pointer> {
+  if (address === 0n || budget.texts <= 0 || !isCharacter(target)) return new Pointer(address);
+  budget.texts--;
+  try {
+    return new Pointer(address, yield* budget.space.string(address, MAX_TEXT));
+  } catch (error) {
+    // Of a process, swapped out, or damaged: the pointer is the value all the same.
+    if (error instanceof KvmiError) return new Pointer(address);
+    throw error;
+  }
+}
+
+function* decodeArray(bytes: Uint8Array, place: Place, budget: Budget, depth: number): Walk<Value> {
   const type = strip(place.type);
   if (type.kind !== 'array') return [];
   const element = type.element();
-  const stripped = strip(element);
   const size = sizeOf(element);
   const at = Math.floor(place.bitOffset / 8);
-  if (stripped.kind === 'int' && stripped.encoding === 'char')
-    return textOf(bytes.subarray(at, Math.min(bytes.length, at + type.count)));
+  if (isCharacter(element)) return textOf(bytes.subarray(at, Math.min(bytes.length, at + type.count)));
   const values: Value[] = [];
   for (let i = 0; i < Math.min(type.count, MAX_ELEMENTS) && budget.parts > 0; i++) {
     if (at + (i + 1) * size > bytes.length) break;
     values.push(
-      decode(
+      yield* decode(
         bytes,
         { type: element, bitOffset: place.bitOffset + i * size * 8, bitSize: 0 },
         budget,

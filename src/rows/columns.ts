@@ -1,3 +1,7 @@
+import { formatTime, shortDate, timeOfDay } from './time.ts';
+
+export { now } from './time.ts';
+
 /** What the cells of a column are, which decides how they are printed, compared and written as JSON. */
 export type Kind =
   /** Text. Terminals get it through `printable`. */
@@ -10,8 +14,10 @@ export type Kind =
   | 'size'
   /** Bytes: hexadecimal digits. */
   | 'bytes'
-  /** A point in time, as nanoseconds since 1970: RFC 3339. */
+  /** A point in time while something is watched, as nanoseconds since 1970: the time of day for people, else RFC 3339. */
   | 'time'
+  /** A point in time of any day, as nanoseconds since 1970: `09:14` or `Nov26` for people, else RFC 3339. */
+  | 'date'
   | 'boolean'
   /** Several texts: a JSON array. */
   | 'list'
@@ -35,8 +41,25 @@ export interface Column {
   readonly wide?: boolean;
   /** What `-q` prints. */
   readonly key?: boolean;
-  /** Foreign text may be cut to make the table fit the terminal. */
+  /** Foreign text may be cut to make the table fit the terminal. What people copy is not. */
   readonly cut?: boolean;
+  /** Left out where the table does not fit the terminal whatever is cut; the highest goes first. */
+  readonly drop?: number;
+}
+
+/** Rows that are there, or that come one by one. */
+export type RowSource = Iterable<Row> | AsyncIterable<Row>;
+
+/** A column, and where the cells of its items come from: their member of that name unless told. */
+export type ColumnOf<T> = Column & {
+  readonly cell?: (item: T) => Cell;
+};
+
+/** An item of an answer as a row. */
+export function rowOf<T extends object>(columns: readonly ColumnOf<T>[], item: T): Row {
+  const row: Record<string, Cell> = {};
+  for (const { name, cell } of columns) row[name] = cell ? cell(item) : (item as Record<string, Cell>)[name];
+  return row;
 }
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
@@ -56,33 +79,13 @@ export function formatHex(value: number | bigint): string {
   return `0x${value.toString(16)}`;
 }
 
-const NS_PER_MS = 1_000_000n;
-
-/** The present, to the microsecond, as a cell of kind `time`. */
-export function now(): bigint {
-  return BigInt(Math.round((performance.timeOrigin + performance.now()) * 1000)) * 1000n;
-}
-
-/** RFC 3339 in UTC with nanoseconds. */
-export function formatTime(ns: bigint): string {
-  const date = new Date(Number(ns / NS_PER_MS));
-  return `${date.toISOString().slice(0, -1)}${String(ns % NS_PER_MS).padStart(6, '0')}Z`;
-}
-
-/** The time of day, local, with microseconds. */
-function timeOfDay(ns: bigint): string {
-  const date = new Date(Number(ns / NS_PER_MS));
-  const pad = (value: number | bigint, digits = 2) => String(value).padStart(digits, '0');
-  const fraction = pad((ns / 1000n) % 1_000_000n, 6);
-  return `${pad(date.getHours())}:${pad(date.getMinutes())}:${pad(date.getSeconds())}.${fraction}`;
-}
-
 /** A cell for people, not yet printable. */
 export function cellText(kind: Kind, cell: Cell): string {
   if (cell === undefined) return '';
   if (kind === 'size') return formatSize(Number(cell));
   if (kind === 'hex' && (typeof cell === 'number' || typeof cell === 'bigint')) return formatHex(cell);
   if (kind === 'time' && typeof cell === 'bigint') return timeOfDay(cell);
+  if (kind === 'date' && typeof cell === 'bigint') return shortDate(cell);
   if (typeof cell === 'boolean') return cell ? 'yes' : 'no';
   return plainText(kind, cell);
 }
@@ -97,7 +100,7 @@ export function plainText(kind: Kind, cell: Cell): string {
 export function cellJson(kind: Kind, cell: Cell): string | number | boolean | null | readonly string[] {
   if (cell === undefined) return null;
   if (cell instanceof Uint8Array) return Buffer.from(cell).toString('hex');
-  if (kind === 'time' && typeof cell === 'bigint') return formatTime(cell);
+  if ((kind === 'time' || kind === 'date') && typeof cell === 'bigint') return formatTime(cell);
   if (kind === 'hex' && (typeof cell === 'number' || typeof cell === 'bigint')) return formatHex(cell);
   if (typeof cell === 'bigint') {
     return cell <= BigInt(Number.MAX_SAFE_INTEGER) && cell >= BigInt(Number.MIN_SAFE_INTEGER)

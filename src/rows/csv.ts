@@ -1,4 +1,4 @@
-import { type Cell, type Column, type Kind, plainText, type Row } from './columns.ts';
+import { type Cell, type Column, type Kind, plainText, type RowSource } from './columns.ts';
 import { printable } from './printable.ts';
 
 function quoted(value: string): string {
@@ -20,7 +20,7 @@ function cellOf(kind: Kind, cell: Cell): string {
  * A line of names, then a line for each row (RFC 4180). Control characters are written as escapes; text that a spreadsheet
  * would take for a formula has an apostrophe in front.
  */
-export async function* csv(columns: readonly Column[], rows: AsyncIterable<Row>): AsyncGenerator<string> {
+export async function* csv(columns: readonly Column[], rows: RowSource): AsyncGenerator<string> {
   yield columns.map((column) => quoted(column.name)).join(',');
   for await (const row of rows) {
     yield columns.map(({ name, kind }) => cellOf(kind, row[name])).join(',');

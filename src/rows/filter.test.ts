@@ -10,6 +10,7 @@ const COLUMNS: readonly Column[] = [
   { name: 'memory', kind: 'size', about: '' },
   { name: 'rip', kind: 'hex', about: '' },
   { name: 'time', kind: 'time', about: '' },
+  { name: 'booted', kind: 'date', about: '' },
   { name: 'up', kind: 'boolean', about: '' },
   { name: 'tags', kind: 'list', about: '' },
 ];
@@ -20,6 +21,7 @@ const ROW: Row = {
   memory: 4 * 2 ** 30,
   rip: 0xffffffff81000000n,
   time: BigInt(Date.parse('2026-01-02T03:04:05Z')) * 1_000_000n,
+  booted: BigInt(Date.parse('2026-01-02T03:04:05Z')) * 1_000_000n + 123_456_789n,
   up: true,
   tags: ['a', 'b'],
 };
@@ -39,6 +41,10 @@ const PASSING = [
   'rip>0xffffffff80000000',
   'rip~81',
   'time>2026-01-01T00:00:00Z',
+  'time=2026-01-02T03:04:05.000000000Z',
+  'booted=2026-01-02T03:04:05.123456789Z',
+  'booted>2026-01-02T03:04:05.123456788Z',
+  'booted~^2026-01-02',
   'up=yes',
   'up=true',
   'tags=b',
@@ -53,6 +59,7 @@ const FAILING = [
   'up=no',
   'tags=c',
   'time<2026-01-01',
+  'booted=2026-01-02T03:04:05.123456788Z',
 ];
 
 for (const text of PASSING) {

@@ -2,6 +2,7 @@ import { UsageError } from '../error.ts';
 import { didYouMean } from '../input/suggest.ts';
 import { parseNumber } from '../input/values.ts';
 import { type Cell, type Column, cellText, type Kind, plainText, type Row } from './columns.ts';
+import { parseTime } from './time.ts';
 
 /** Decides whether a row is shown. */
 export type RowFilter = (row: Row) => boolean;
@@ -11,7 +12,7 @@ const FILTER = /^\s*([\w-]+)\s*(!=|!~|>=|<=|=|~|>|<)\s*(.*)$/s;
 /** Whether `cell` is before (-1), at (0) or after (1) a wanted value; undefined when they cannot be compared. */
 type Compare = (cell: Cell) => number | undefined;
 
-const ORDERED: ReadonlySet<Kind> = new Set(['decimal', 'hex', 'size', 'time']);
+const ORDERED: ReadonlySet<Kind> = new Set(['decimal', 'hex', 'size', 'time', 'date']);
 
 const MEETS: Readonly<Record<string, (order: number) => boolean>> = {
   '=': (order) => order === 0,
@@ -78,7 +79,7 @@ function comparing(column: Column, value: string, operator: string): Compare {
     }
     return (cell) => (cell === undefined ? undefined : textIs(column.kind, cell, value) ? 0 : 1);
   }
-  if (column.kind === 'time') return comparingTimes(column, value);
+  if (column.kind === 'time' || column.kind === 'date') return comparingTimes(column, value);
   const wanted = parseNumber(value);
   if (wanted === undefined) {
     throw new UsageError(`--filter: ${value || 'nothing'} is no number, and ${column.name} is one`);
@@ -87,14 +88,14 @@ function comparing(column: Column, value: string, operator: string): Compare {
 }
 
 function comparingTimes(column: Column, value: string): Compare {
-  const parsed = Date.parse(value);
-  if (Number.isNaN(parsed)) {
+  const wanted = parseTime(value);
+  if (wanted === undefined) {
     throw new UsageError(
       `--filter: ${value} is no time, and ${column.name} is one`,
       'Write 2026-11-22T08:30:00Z.',
     );
   }
-  return comparingNumbers(BigInt(parsed) * 1_000_000n);
+  return comparingNumbers(wanted);
 }
 
 function comparingNumbers(wanted: bigint): Compare {

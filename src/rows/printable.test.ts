@@ -51,6 +51,9 @@ test('width on a terminal: wide characters take two columns, combining ones none
   assert.equal(displayWidth('データ'), 6);
   assert.equal(displayWidth('e\u0301'), 1);
   assert.equal(displayWidth('😀'), 2);
+  // Wide since newer versions of Unicode, and in blocks that are not wide as a whole.
+  assert.equal(displayWidth('⌚⚡⏰\u{1f7e0}\u{18d00}'), 10);
+  assert.equal(displayWidth('☎\u303f\u4dc0'), 4);
 });
 
 test('fitted text is never wider than asked for', () => {

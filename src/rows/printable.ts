@@ -1,3 +1,5 @@
+import { eastAsianWidth } from 'get-east-asian-width';
+
 /**
  * What must not reach a terminal as it is: control characters (escape sequences start with one), characters that
  * reorder or hide text, line separators, and halves of surrogate pairs.
@@ -42,9 +44,6 @@ export function safeJson(value: unknown): string {
 }
 
 const COMBINING = /^\p{M}$/u;
-/** East Asian wide and full-width characters, and emoji: two columns each. */
-const WIDE =
-  /^[\u1100-\u115f\u2e80-\u303e\u3041-\u33ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{1f300}-\u{1f64f}\u{1f680}-\u{1f6ff}\u{1f900}-\u{1faff}\u{20000}-\u{3fffd}]$/u;
 const ASCII = /^[\x20-\x7e]*$/;
 
 /** Columns that printable text takes on a terminal. */
@@ -53,7 +52,7 @@ export function displayWidth(text: string): number {
   let width = 0;
   for (const character of text) {
     if (COMBINING.test(character)) continue;
-    width += WIDE.test(character) ? 2 : 1;
+    width += eastAsianWidth(character.codePointAt(0)!);
   }
   return width;
 }

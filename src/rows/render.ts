@@ -3,7 +3,7 @@ import { csv } from './csv.ts';
 import { columnNamed, parseFilter } from './filter.ts';
 import { json, jsonLines } from './json.ts';
 import { printable } from './printable.ts';
-import { streamTable, table } from './table.ts';
+import { streamTable, type TableOptions, table } from './table.ts';
 import type { Theme } from './theme.ts';
 
 export const FORMATS = ['table', 'wide', 'json', 'jsonl', 'csv'] as const;
@@ -28,8 +28,8 @@ export interface Output {
   readonly stream: boolean;
   /** Columns of a table when they are not the ones that are not `wide`. */
   readonly shown?: readonly string[];
-  /** The command's own form for people; lines are safe for a terminal. */
-  readonly text?: (rows: AsyncIterable<Row>, theme: Theme) => AsyncIterable<string>;
+  /** The command's own form for people, for lines of `width` characters; lines are safe for a terminal. */
+  readonly text?: (rows: AsyncIterable<Row>, theme: Theme, width?: number) => AsyncIterable<string>;
   /** Why the result is not complete; looked at after the last row. */
   readonly reasons: readonly string[];
 }
@@ -58,21 +58,23 @@ export function render(
   const rows = filters.length === 0 ? output.rows : filtered(output.rows, filters);
   const chosen = settings.columns?.map((name) => columnNamed(name, output.columns));
   if (settings.quiet) return keys(output.columns, rows);
+  const { theme, width } = destination;
+  const layout: TableOptions = { theme, keep: chosen !== undefined, ...(width !== undefined && { width }) };
   const format = settings.format ?? (output.stream && !destination.terminal ? 'jsonl' : undefined);
   switch (format) {
     case 'json':
-      return json(output.command, chosen ?? output.columns, rows, output.reasons);
+      return json(chosen ?? output.columns, rows, output);
     case 'jsonl':
-      return jsonLines(chosen ?? output.columns, rows, output.reasons);
+      return jsonLines(chosen ?? output.columns, rows, output);
     case 'csv':
       return csv(chosen ?? output.columns, rows);
     case 'wide':
-      return forPeople(output, chosen ?? output.columns, rows, destination.theme);
+      return forPeople(output, chosen ?? output.columns, rows, { theme });
     case 'table':
-      return forPeople(output, chosen ?? shownColumns(output), rows, destination.theme, destination.width);
+      return forPeople(output, chosen ?? shownColumns(output), rows, layout);
     case undefined:
-      if (output.text && !chosen) return output.text(rows, destination.theme);
-      return forPeople(output, chosen ?? shownColumns(output), rows, destination.theme, destination.width);
+      if (output.text && !chosen) return output.text(rows, theme, width);
+      return forPeople(output, chosen ?? shownColumns(output), rows, layout);
   }
 }
 
@@ -85,10 +87,9 @@ function forPeople(
   output: Output,
   columns: readonly Column[],
   rows: AsyncIterable<Row>,
-  theme: Theme,
-  width?: number,
+  layout: TableOptions,
 ): AsyncIterable<string> {
-  return output.stream ? streamTable(columns, rows, theme) : table(columns, rows, theme, width);
+  return output.stream ? streamTable(columns, rows, layout.theme) : table(columns, rows, layout);
 }
 
 async function* filtered(

@@ -1,9 +1,19 @@
-import { type Column, cellText, isRightAligned, type Row } from './columns.ts';
+import {
+  type Column,
+  type ColumnOf,
+  cellText,
+  isRightAligned,
+  type Row,
+  type RowSource,
+  rowOf,
+} from './columns.ts';
 import { displayWidth, fitted, printable } from './printable.ts';
-import type { Theme } from './theme.ts';
+import { PLAIN, type Theme } from './theme.ts';
 
 const GAP = '  ';
-/** A column that may be cut keeps at least this many characters. */
+/** A column that may be cut keeps so many characters as long as there are others that the table can do without … */
+const READABLE = 24;
+/** … and so many in any case. */
 const LEAST_CUT = 12;
 
 function text(column: Column, row: Row): string {
@@ -29,38 +39,125 @@ function heading(columns: readonly Column[], widths: readonly number[], theme: T
   return theme.bold(line(columns, titles, widths));
 }
 
+function totalOf(widths: readonly number[]): number {
+  return widths.reduce((sum, width) => sum + width, 0) + GAP.length * (widths.length - 1);
+}
+
 /** Takes what is too much from the widest columns that may be cut. */
-function shrink(columns: readonly Column[], widths: number[], available: number): void {
-  const total = () => widths.reduce((sum, width) => sum + width, 0) + GAP.length * (columns.length - 1);
-  for (let excess = total() - available; excess > 0; excess = total() - available) {
+function shrunk(
+  columns: readonly Column[],
+  natural: readonly number[],
+  available: number,
+  least: number,
+): number[] {
+  const widths = [...natural];
+  for (let excess = totalOf(widths) - available; excess > 0; excess = totalOf(widths) - available) {
     let widest = -1;
     for (const [i, column] of columns.entries()) {
-      if (column.cut && widths[i]! > Math.max(LEAST_CUT, widths[widest] ?? 0)) widest = i;
+      if (column.cut && widths[i]! > Math.max(least, widths[widest] ?? 0)) widest = i;
     }
-    if (widest < 0) return;
-    widths[widest] = Math.max(LEAST_CUT, widths[widest]! - excess);
+    if (widest < 0) break;
+    widths[widest] = Math.max(least, widths[widest]! - excess);
   }
+  return widths;
+}
+
+/** A column of a table: its cells as text, and how wide the widest is. */
+interface Filled {
+  readonly column: Column;
+  readonly values: readonly string[];
+  readonly width: number;
+}
+
+function filled(column: Column, rows: readonly Row[]): Filled {
+  const values = rows.map((row) => text(column, row));
+  const width = values.reduce((most, value) => Math.max(most, displayWidth(value)), column.name.length);
+  return { column, values, width };
+}
+
+/** Which column a table has to do without next, to be no wider than `width`; -1 when none. */
+function dispensable(columns: readonly Filled[], widths: readonly number[], width: number): number {
+  if (totalOf(columns.map((each) => each.width)) <= width) return -1;
+  const empty = columns.findIndex(
+    ({ column, values }) => !column.key && values.every((value) => value === ''),
+  );
+  if (empty >= 0 || totalOf(widths) <= width) return empty;
+  const ranks = columns.map(({ column }) => column.drop ?? 0);
+  const highest = Math.max(...ranks);
+  return highest > 0 ? ranks.lastIndexOf(highest) : -1;
+}
+
+/** How a table is laid out. */
+export interface TableOptions {
+  /** Colours of the headings; none unless told. */
+  readonly theme?: Theme;
+  /** Characters in a line of the terminal; undefined: lines are as long as they are. */
+  readonly width?: number;
+  /** Every column stays, however narrow the terminal is. */
+  readonly keep?: boolean;
 }
 
 /**
- * Rows under headings, as wide as their cells. With `width` columns that may be cut are, so that a line fits a
- * terminal of that width.
+ * Lines of a table: headings, then a line for each row, as wide as the cells. With `width`, empty
+ * columns are left out, then text is cut, then columns that the table can do without go, until a line fits it. No rows
+ * make no lines.
  */
+export function tableLines(
+  columns: readonly Column[],
+  rows: readonly Row[],
+  { theme = PLAIN, width = Number.POSITIVE_INFINITY, keep = false }: TableOptions = {},
+): string[] {
+  if (rows.length === 0) return [];
+  const shown = columns.map((column) => filled(column, rows));
+  for (;;) {
+    const chosen = shown.map(({ column }) => column);
+    const natural = shown.map((each) => each.width);
+    const isLast = keep || chosen.every(({ drop }) => drop === undefined);
+    const widths = shrunk(chosen, natural, width, isLast ? LEAST_CUT : READABLE);
+    const excess = keep ? -1 : dispensable(shown, widths, width);
+    if (excess < 0) {
+      const body = rows.map((_, i) =>
+        line(
+          chosen,
+          shown.map(({ values }) => values[i]!),
+          widths,
+        ),
+      );
+      return [heading(chosen, widths, theme), ...body];
+    }
+    shown.splice(excess, 1);
+  }
+}
+
+/** {@link tableLines} of rows that come one by one; nothing is printed before the last is there. */
 export async function* table(
   columns: readonly Column[],
-  rows: AsyncIterable<Row>,
-  theme: Theme,
-  width?: number,
+  rows: RowSource,
+  options?: TableOptions,
 ): AsyncGenerator<string> {
-  const cells: string[][] = [];
-  for await (const row of rows) cells.push(columns.map((column) => text(column, row)));
-  if (cells.length === 0) return;
-  const widths = columns.map((column, i) =>
-    cells.reduce((most, values) => Math.max(most, displayWidth(values[i]!)), column.name.length),
-  );
-  if (width !== undefined) shrink(columns, widths, width);
-  yield heading(columns, widths, theme);
-  for (const values of cells) yield line(columns, values, widths);
+  const all: Row[] = [];
+  for await (const row of rows) all.push(row);
+  yield* tableLines(columns, all, options);
+}
+
+/** How a table of items is laid out. */
+export interface RenderOptions extends TableOptions {
+  /** With the columns that `kvmi` shows in its `wide` format only. */
+  readonly wide?: boolean;
+}
+
+/** Items of an answer as the table that `kvmi` prints of them; empty when there are none. */
+export function renderTable<T extends object>(
+  columns: readonly ColumnOf<T>[],
+  items: Iterable<T>,
+  { wide = false, ...options }: RenderOptions = {},
+): string {
+  const shown = columns.filter((column) => wide || !column.wide);
+  return tableLines(
+    shown,
+    Array.from(items, (item) => rowOf(shown, item)),
+    options,
+  ).join('\n');
 }
 
 const STREAM_WIDTHS: Readonly<Record<Column['kind'], number>> = {
@@ -70,6 +167,7 @@ const STREAM_WIDTHS: Readonly<Record<Column['kind'], number>> = {
   size: 10,
   bytes: 32,
   time: 15,
+  date: 10,
   boolean: 3,
   list: 20,
   any: 20,
@@ -78,8 +176,8 @@ const STREAM_WIDTHS: Readonly<Record<Column['kind'], number>> = {
 /** Rows under headings, each as soon as it is there: widths are what columns reserve. Nothing is cut. */
 export async function* streamTable(
   columns: readonly Column[],
-  rows: AsyncIterable<Row>,
-  theme: Theme,
+  rows: RowSource,
+  theme: Theme = PLAIN,
 ): AsyncGenerator<string> {
   const widths = columns.map((column) =>
     Math.max(column.name.length, column.width ?? STREAM_WIDTHS[column.kind]),

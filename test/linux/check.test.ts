@@ -140,7 +140,7 @@ for (const series of ['6.1', '6.12'] as const) {
     test('a process taken out of the list of tasks is found', async () => {
       const row = (await linux.processes()).rows.find(({ comm }) => comm === 'program')!;
       const { offset } = linux.kernel.layouts.field('task', 'tasks');
-      const link = BigInt(row.address) + BigInt(offset);
+      const link = row.address + BigInt(offset);
       await busy.guest.monitor.execute('stop');
       const view = new DataView((await read(link, 16)).buffer);
       const [next, prev] = [view.getBigUint64(0, true), view.getBigUint64(8, true)];
@@ -169,7 +169,7 @@ for (const series of ['6.1', '6.12'] as const) {
     test('a process that is in no table at all is found in memory', async () => {
       const row = (await linux.processes()).rows.find(({ comm }) => comm === 'program')!;
       const { layouts } = linux.kernel;
-      const task = BigInt(row.address);
+      const task = row.address;
       const link = task + BigInt(layouts.field('task', 'tasks').offset);
       const { address: pidAddress } = (await linux.print(`(task_struct)${row.address}.thread_pid->tasks`))
         .rows[0]!;
@@ -220,7 +220,7 @@ for (const series of ['6.1', '6.12'] as const) {
       assert.ok(row !== undefined, 'there is a process of another user');
       const before = await linux.baseline();
       const cred = (await linux.print(`(task_struct)${row.address}.cred->euid`)).rows[0]!;
-      await whileChanged(BigInt(cred.address), Uint8Array.of(0, 0, 0, 0), async () => {
+      await whileChanged(cred.address, Uint8Array.of(0, 0, 0, 0), async () => {
         const { rows } = await linux.check({ baseline: before });
         assert.deepEqual(
           rows.map(({ check, subject }) => [check, subject]),

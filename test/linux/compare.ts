@@ -84,7 +84,7 @@ async function maps(linux: Linux, guest: LinuxGuest): Promise<void> {
   for (const pid of [1, await pidOfProgram(guest)]) {
     const rows = (await linux.maps(pid)).rows.map(
       ({ start, end, protection, offset, device, inode, path }) =>
-        [start, end].map((address) => address.slice(2).replace(/^0+/, '').padStart(8, '0')).join(' ') +
+        [start, end].map((address) => address.toString(16).padStart(8, '0')).join(' ') +
         ` ${protection} ${offset} ${device} ${inode} ${path}`,
     );
     assert.deepEqual(rows, parseMaps(await guest.run(`cat /proc/${pid}/maps`)));
@@ -134,7 +134,7 @@ async function modules(linux: Linux, guest: LinuxGuest): Promise<void> {
   const own = (await guest.run('cat /proc/modules')).trim().split('\n');
   const rows = (await linux.modules()).rows.map(
     ({ name, size, references, users, state, base }) =>
-      `${name} ${size} ${references} ${users.map((user) => `${user},`).join('') || '-'} ${state.replace(/^l/, 'L')} ${base}`,
+      `${name} ${size} ${references} ${users.map((user) => `${user},`).join('') || '-'} ${state.replace(/^l/, 'L')} ${hex(base)}`,
   );
   assert.deepEqual(
     rows,

@@ -57,7 +57,7 @@ for (const series of ['6.1', '6.12'] as const) {
     });
 
     test('a function that starts with a jump out of the kernel is found without any reference', async () => {
-      const foreign = BigInt((await guest.linux.modules()).rows[0]!.base);
+      const foreign = (await guest.linux.modules()).rows[0]!.base;
       const address = symbol('tcp4_seq_show');
       for (const code of [
         branch(JMP, address, foreign),
@@ -127,7 +127,7 @@ for (const series of ['6.1', '6.12'] as const) {
     test('a module that is in no list is found in memory', async () => {
       const { layouts } = guest.linux.kernel;
       const { address, name } = (await guest.linux.modules()).rows[0]!;
-      const module = BigInt(address);
+      const module = address;
       const kobject = BigInt(layouts.field('module', 'kobject').offset);
       const changes = [
         ...(await guest.unlinking(module + BigInt(layouts.field('module', 'list').offset))),
@@ -165,8 +165,8 @@ for (const series of ['6.1', '6.12'] as const) {
       const user = rows.find(({ uid, comm }) => uid === 1000 && comm === 'program')!;
       const init = rows.find(({ pid }) => pid === 1)!;
       const { layouts } = guest.linux.kernel;
-      const place = (row: { address: string }) =>
-        BigInt(row.address) + BigInt(layouts.field('task', 'realCred').offset);
+      const place = (row: { address: bigint }) =>
+        row.address + BigInt(layouts.field('task', 'realCred').offset);
       const subject = `credentials: ${user.pid} program`;
       await guest.whileChanged([[place(user), await guest.read(place(init), 8)]], async () => {
         assert.deepEqual(gist((await guest.linux.check()).rows), [subject]);
@@ -205,7 +205,7 @@ for (const series of ['6.1', '6.12'] as const) {
         assert.deepEqual((await guest.linux.check({ baseline })).rows, []);
         const ops = rows.find(({ place }) => place.startsWith('ksys_sync'))!;
         const handler =
-          BigInt(ops.address) + BigInt(guest.linux.kernel.layouts.field('ftraceOps', 'function').offset);
+          ops.address + BigInt(guest.linux.kernel.layouts.field('ftraceOps', 'function').offset);
         await guest.whileChanged([[handler, u64(0xffff_ffff_c1234560n)]], async () => {
           assert.deepEqual(gist((await guest.linux.check()).rows), ['hook: a user of ftrace']);
         });

@@ -1,28 +1,16 @@
 import { readFileSync } from 'node:fs';
 import { messageOf, UsageError } from '../../error.ts';
 import { text } from '../../input/values.ts';
-import type { Baseline, CheckOptions, Finding, Linux } from '../../linux/index.ts';
+import type { Baseline, CheckOptions, Linux } from '../../linux/index.ts';
+import { FINDING_COLUMNS } from '../../linux/rows/findings.ts';
 import type { Machine } from '../../machine/index.ts';
 import { command, type OptionValues, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { EXIT } from '../exit-codes.ts';
-import { LINUX_OPTIONS, type LinuxColumn, printed, withLinux } from '../linux.ts';
+import { LINUX_OPTIONS, printed, withLinux } from '../linux.ts';
 import { writeNewFile } from '../new-file.ts';
 import { whilePaused } from '../paused.ts';
 import { OPTIONAL_VM } from '../targets.ts';
-
-const COLUMNS: readonly LinuxColumn<Finding>[] = [
-  {
-    name: 'check',
-    kind: 'text',
-    key: true,
-    about: 'text, syscall, interrupt, entry, hook, hidden-process, hidden-module or credentials',
-  },
-  { name: 'subject', kind: 'text', key: true, about: 'a function, a system call, a process, a module' },
-  { name: 'address', kind: 'hex', about: 'where the evidence is in guest memory' },
-  { name: 'expected', kind: 'text', cut: true, about: 'what should be there' },
-  { name: 'found', kind: 'text', cut: true, about: 'what is there' },
-];
 
 const OPTIONS = {
   ...LINUX_OPTIONS,
@@ -101,7 +89,7 @@ export const check = command({
     { command: 'kvmi check VM --save-baseline well', does: 'remember the guest while it is well …' },
     { command: 'kvmi check VM --baseline well', does: '… and see later what has changed' },
   ],
-  columns: COLUMNS,
+  columns: FINDING_COLUMNS,
   run: (context, [vm], options) =>
     withLinux(context, vm, options, async function* (linux, machine) {
       if (options.saveBaseline !== undefined) return saveBaseline(context, linux, options.saveBaseline);
@@ -110,6 +98,6 @@ export const check = command({
       const { rows, reasons } = await linux.check({ ...references, states });
       if (rows.length > 0) context.exitWith(EXIT.alert.code);
       else context.log.note(`nothing was found in ${linux.kernel.release}`);
-      yield* printed(context, COLUMNS, { rows, reasons });
+      yield* printed(context, FINDING_COLUMNS, { rows, reasons });
     }),
 });

@@ -1,6 +1,7 @@
 import { messageOf } from '../../error.ts';
 import type { Row } from '../../rows/columns.ts';
 import { printable } from '../../rows/printable.ts';
+import { STANDARD_WIDTH, wrapped } from '../../rows/text.ts';
 import type { Check, Severity } from '../checks/check.ts';
 import { HOST_CHECKS } from '../checks/host.ts';
 import { kvmChecks } from '../checks/kvm.ts';
@@ -46,15 +47,18 @@ export const doctor = command({
     { name: 'enables', kind: 'text', cut: true, about: 'what works because of it' },
     { name: 'remedy', kind: 'text', cut: true, about: 'how to get it' },
   ],
-  async *text(rows, theme) {
+  async *text(rows, theme, width = STANDARD_WIDTH) {
+    const room = width - INDENT.length;
     const paint = { ok: theme.green, info: theme.dim, warning: theme.yellow, error: theme.red };
     for await (const row of rows) {
       const severity = row.severity as Severity;
-      const about = row.about === undefined ? '' : `${printable(String(row.about))}: `;
-      yield `${paint[severity](SIGNS[severity])} ${String(row.check).padEnd(NAME_WIDTH)} ${about}${printable(String(row.found))}`;
+      const about = row.about === undefined ? '' : `${row.about}: `;
+      const [first = '', ...more] = wrapped(printable(`${about}${row.found}`), room);
+      yield `${paint[severity](SIGNS[severity])} ${String(row.check).padEnd(NAME_WIDTH)} ${first}`;
+      for (const line of more) yield INDENT + line;
       if (severity === 'ok') continue;
-      yield theme.dim(`${INDENT}for ${row.enables}`);
-      if (row.remedy) yield `${INDENT}${printable(String(row.remedy))}`;
+      for (const line of wrapped(`for ${row.enables}`, room)) yield theme.dim(INDENT + line);
+      for (const line of wrapped(printable(String(row.remedy ?? '')), room)) yield INDENT + line;
     }
   },
   async *run(context) {

@@ -2,7 +2,7 @@ import { formatUuid } from '../../host/index.ts';
 import { CAPABILITY_NAMES, type Machine } from '../../machine/index.ts';
 import { formatSize, type Row } from '../../rows/columns.ts';
 import { printable } from '../../rows/printable.ts';
-import { wrapped } from '../../rows/text.ts';
+import { STANDARD_WIDTH, wrapped } from '../../rows/text.ts';
 import { DIALECTS } from '../../wire/index.ts';
 import { command } from '../command.ts';
 import { withMachine } from '../session.ts';
@@ -89,7 +89,7 @@ export const info = command({
     { name: 'value', kind: 'any', cut: true, about: 'its value; of memory, its size in bytes' },
     { name: 'note', kind: 'text', cut: true, about: 'more for people; of a capability, why it is absent' },
   ],
-  async *text(rows, theme) {
+  async *text(rows, theme, width = STANDARD_WIDTH) {
     let current: unknown;
     for await (const row of rows) {
       if (row.section !== current) {
@@ -99,7 +99,7 @@ export const info = command({
       const name = printable(String(row.name)).padEnd(25);
       const note = printable(String(row.note ?? ''));
       if (typeof row.value === 'boolean') {
-        const [first = '', ...more] = wrapped(note, 90 - 27);
+        const [first = '', ...more] = wrapped(note, width - 31);
         yield `  ${name}${row.value ? theme.green('yes') : theme.yellow('no ')} ${theme.dim(first)}`.trimEnd();
         for (const line of more) yield `  ${' '.repeat(29)}${theme.dim(line)}`;
       } else if (row.section === 'memory') {

@@ -1,27 +1,9 @@
 import { text } from '../../input/values.ts';
-import type { TypedValue, TypeRow, Value } from '../../linux/index.ts';
-import type { Row } from '../../rows/columns.ts';
+import { TYPE_COLUMNS, VALUE_COLUMNS } from '../../linux/rows/types.ts';
 import { argument, command } from '../command.ts';
-import { LINUX_OPTIONS, type LinuxColumn, linuxRows, withLinux } from '../linux.ts';
+import { LINUX_OPTIONS, linuxRows, printed, withLinux } from '../linux.ts';
 import { writeNewFile } from '../new-file.ts';
 import { VM } from '../targets.ts';
-
-const TYPE_COLUMNS: readonly LinuxColumn<TypeRow>[] = [
-  {
-    name: 'offset',
-    kind: 'decimal',
-    about: 'in bytes, from the start of the structure; the value of an enumerator',
-  },
-  { name: 'size', kind: 'decimal', about: 'in bytes' },
-  { name: 'type', kind: 'text', cut: true, about: 'as C declares it' },
-  { name: 'name', kind: 'text', key: true, about: 'of the member' },
-  {
-    name: 'bits',
-    kind: 'text',
-    cell: ({ bits }) => bits || undefined,
-    about: 'of a bit field, `bit:count` within the unit at the offset',
-  },
-];
 
 export const type = command({
   name: 'type',
@@ -39,19 +21,6 @@ export const type = command({
   run: (context, [vm, name], options) =>
     linuxRows(context, vm, options, TYPE_COLUMNS, (linux) => linux.type(name)),
 });
-
-/** A row for each value that has no parts, with how to reach it. */
-function* leaves(place: string, value: Value, { type, address }: TypedValue): Generator<Row> {
-  if (typeof value !== 'object') {
-    yield { place, value, type, address: BigInt(address) };
-  } else if (Array.isArray(value)) {
-    for (const [index, element] of (value as readonly Value[]).entries())
-      yield* leaves(`${place}[${index}]`, element, { type, address } as TypedValue);
-  } else {
-    for (const [member, part] of Object.entries(value as Readonly<Record<string, Value>>))
-      yield* leaves(`${place}.${member}`, part, { type, address } as TypedValue);
-  }
-}
 
 export const print = command({
   name: 'print',
@@ -71,17 +40,12 @@ export const print = command({
       does: 'a structure at an address',
     },
   ],
-  columns: [
-    { name: 'place', kind: 'text', key: true, about: 'the expression that leads to the value' },
-    { name: 'value', kind: 'any', about: 'a number, a text, the name of an enumerator, or a pointer' },
-    { name: 'type', kind: 'text', wide: true, about: 'of the whole expression' },
-    { name: 'address', kind: 'hex', wide: true, about: 'of the whole expression' },
-  ],
+  columns: VALUE_COLUMNS,
   run: (context, [vm, expression], options) =>
     withLinux(context, vm, options, async function* (linux) {
+      const { valuesOf } = await import('../../linux/rows/values.ts');
       const { rows, reasons } = await linux.print(expression);
-      for (const reason of reasons) context.partial(reason);
-      for (const typed of rows) yield* leaves(expression, typed.value, typed);
+      yield* printed(context, VALUE_COLUMNS, { rows: rows.flatMap(valuesOf), reasons });
     }),
 });
 

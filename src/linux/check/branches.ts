@@ -1,6 +1,5 @@
 import { getS32 } from '../../abi/bytes.ts';
 import type { Gva } from '../../machine/index.ts';
-import { hex } from '../../reading/text.ts';
 import type { Walk } from '../../reading/walk.ts';
 import { divertedTo } from '../../x86/branch.ts';
 import { afterEndbr } from '../../x86/instruction.ts';
@@ -42,7 +41,7 @@ export function checkFunctionStarts(session: Session, text: TextImage, sites: Si
     findings.push({
       check: 'text',
       subject: symbols.name(i),
-      address: hex(text.start + BigInt(first)),
+      address: text.start + BigInt(first),
       expected: 'a function that starts with code of its own',
       found: `a jump to ${symbolic(session, target)}`,
     });
@@ -79,7 +78,7 @@ export function* checkDispatchers(session: Session, text: TextImage): Walk<Findi
       findings.push({
         check: 'syscall',
         subject: `${name}, number ${entries.indexOf(address)}`,
-        address: hex(start),
+        address: start,
         expected: `a call of ${names.at(-1)}`,
         found: 'none: that call leads elsewhere',
       });

@@ -1,5 +1,4 @@
 import type { Gva } from '../../machine/index.ts';
-import { hex } from '../../reading/text.ts';
 import type { Walk } from '../../reading/walk.ts';
 import type { Obj, Session } from '../session.ts';
 import { taskList } from '../tasks.ts';
@@ -61,7 +60,7 @@ export function* checkCredentials(
       findings.push({
         check: 'credentials',
         subject: `${now.pid} ${now.comm}`,
-        address: hex(now.cred),
+        address: now.cred,
         expected,
         found,
       });

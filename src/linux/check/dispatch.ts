@@ -2,7 +2,6 @@ import { getU16, getU32, getU64 } from '../../abi/bytes.ts';
 import { getRegister } from '../../abi/state.ts';
 import { vcpuState } from '../../abi/x86.ts';
 import type { Gva } from '../../machine/index.ts';
-import { hex } from '../../reading/text.ts';
 import type { Walk } from '../../reading/walk.ts';
 import { SYMBOL_NAMES } from '../layout.ts';
 import type { Session } from '../session.ts';
@@ -30,7 +29,7 @@ export function* checkSyscalls(session: Session): Walk<Finding[]> {
       findings.push({
         check: 'syscall',
         subject: `${name}[${number}]`,
-        address: hex(base + BigInt(8 * number)),
+        address: base + BigInt(8 * number),
         expected: 'the start of a system call',
         found: symbolic(session, address),
       });
@@ -89,7 +88,7 @@ export function* checkTables(session: Session, before: readonly DispatchTable[])
       findings.push({
         check,
         subject: check === 'interrupt' ? `${what}${entry}` : `${what}[${entry}]`,
-        address: hex(start + BigInt(at)),
+        address: start + BigInt(at),
         expected: `${was!.toString('hex')} as before`,
         found: is!.toString('hex'),
       });
@@ -126,7 +125,7 @@ export function* checkInterrupts(session: Session): Walk<Finding[]> {
     findings.push({
       check: 'interrupt',
       subject: `vector ${vector}`,
-      address: hex(base + BigInt(at)),
+      address: base + BigInt(at),
       expected: 'an entry of the kernel',
       found: symbolic(session, handler),
     });
@@ -162,7 +161,7 @@ export function* checkEntries(session: Session, states: readonly Uint8Array[]): 
       findings.push({
         check: 'entry',
         subject: `${msr.toUpperCase()} of vCPU ${index}`,
-        address: hex(value),
+        address: value,
         expected: names[0],
         found: symbolic(session, value),
       });
@@ -173,7 +172,7 @@ export function* checkEntries(session: Session, states: readonly Uint8Array[]): 
     findings.push({
       check: 'entry',
       subject: `interrupt table of vCPU ${index}`,
-      address: hex(sregs.idt.base),
+      address: sregs.idt.base,
       expected: `idt_table at guest-physical 0x${tableGpa.toString(16)}`,
       found: gpa === undefined ? 'not mapped' : `guest-physical 0x${gpa.toString(16)}`,
     });

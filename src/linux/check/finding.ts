@@ -1,3 +1,4 @@
+import type { Gva } from '../../machine/index.ts';
 import type { Walk } from '../../reading/walk.ts';
 import type { Session } from '../session.ts';
 
@@ -15,7 +16,7 @@ export interface Finding {
   /** What it is about: a function, a system call, a process. */
   readonly subject: string;
   /** Where the evidence is in the guest's memory. */
-  readonly address: string;
+  readonly address: Gva;
   readonly expected: string;
   readonly found: string;
 }

@@ -16,7 +16,7 @@ export interface Hook {
   readonly place: string;
   /** What is called, as a symbol, with its module in brackets; an address where there is none. */
   readonly handler: string;
-  readonly address: string;
+  readonly address: Gva;
 }
 
 export function* hooks(session: Session): Walk<Hook[]> {
@@ -79,7 +79,7 @@ function* ftraceHooks(session: Session, nameOf: NameOf): Walk<Hook[]> {
     const common = {
       kind: 'ftrace',
       handler: nameOf(ops.pointer('function')),
-      address: hex(ops.gva),
+      address: ops.gva,
     } as const;
     const sites = yield* session.attempt('ftrace', filterOf(session, ops), []);
     if (!session.hasTime() || !session.hasRoom(rows.length + sites.length, 'functions of ftrace')) break;
@@ -161,7 +161,7 @@ function* kprobeHooks(session: Session, nameOf: NameOf): Walk<Hook[]> {
     kind: 'kprobe',
     place: nameOf(probe.pointer('address')),
     handler: nameOf(probe.pointer('handler')),
-    address: hex(probe.gva),
+    address: probe.gva,
   }));
 }
 
@@ -176,7 +176,7 @@ export function* checkHooks(session: Session, isCode: CodeTest): Walk<Finding[]>
     .map(([kind, { gva }, handler]) => ({
       check: 'hook',
       subject: `a user of ${kind}`,
-      address: hex(gva),
+      address: gva,
       expected: 'a handler in the kernel or in a module',
       found: symbolic(session, handler),
     }));

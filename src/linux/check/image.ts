@@ -2,7 +2,6 @@ import { getS32, getU32, getU64 } from '../../abi/bytes.ts';
 import { KvmiError } from '../../error.ts';
 import type { Gva } from '../../machine/index.ts';
 import { type Section, sectionsOf } from '../../reading/elf-file.ts';
-import { hex } from '../../reading/text.ts';
 import type { Walk } from '../../reading/walk.ts';
 import type { Session } from '../session.ts';
 import { readText, type TextImage } from './code.ts';
@@ -66,7 +65,7 @@ function* changedCalls(session: Session, sections: readonly Section[], moved: bi
       findings.push({
         check: 'syscall',
         subject: `${name}[${at / 8}]`,
-        address: hex(start + BigInt(at)),
+        address: start + BigInt(at),
         expected: symbolic(session, expected),
         found: symbolic(session, found),
       });
@@ -164,7 +163,7 @@ function differences(session: Session, original: Original, now: TextImage, allow
     findings.push({
       check: 'text',
       subject: symbolic(session, now.start + BigInt(at)),
-      address: hex(now.start + BigInt(at)),
+      address: now.start + BigInt(at),
       expected: Buffer.from(file.subarray(start + at, start + stop)).toString('hex'),
       found: Buffer.from(now.bytes.subarray(at, stop)).toString('hex'),
     });

@@ -1,6 +1,5 @@
 import { getU64 } from '../../abi/bytes.ts';
 import { type Gva, leafMappings } from '../../machine/index.ts';
-import { hex } from '../../reading/text.ts';
 import { type Walk, wait } from '../../reading/walk.ts';
 import { listOf } from '../list.ts';
 import { type ModuleObject, moduleList } from '../modules.ts';
@@ -26,7 +25,7 @@ export function* hiddenModules(session: Session): Walk<Finding[]> {
     findings.push({
       check: 'hidden-module',
       subject: module.text('name'),
-      address: hex(address),
+      address,
       expected: 'in the list of modules',
       found,
     });

@@ -1,7 +1,7 @@
 import { getS32, getU32, getU64 } from '../../abi/bytes.ts';
 import type { Gva } from '../../machine/index.ts';
 import { ramOf, scan } from '../../reading/scan.ts';
-import { hex, textOf } from '../../reading/text.ts';
+import { textOf } from '../../reading/text.ts';
 import type { Walk } from '../../reading/walk.ts';
 import { idrEntries, listLinks } from '../list.ts';
 import type { Session } from '../session.ts';
@@ -67,7 +67,7 @@ export function* hiddenProcesses(session: Session): Walk<Finding[]> {
   return remaining.map(({ gva, pid, comm, by }) => ({
     check: 'hidden-process',
     subject: `${pid} ${comm}`,
-    address: hex(gva),
+    address: gva,
     expected: 'in the list of tasks',
     found: `only in ${by}`,
   }));

@@ -1,5 +1,4 @@
 import type { Gva } from '../../machine/index.ts';
-import { hex } from '../../reading/text.ts';
 import type { Walk } from '../../reading/walk.ts';
 import { memoriesOf, moduleList } from '../modules.ts';
 import type { Session } from '../session.ts';
@@ -71,7 +70,7 @@ function checkSites(session: Session, text: TextImage, sites: Sites, isCode: Cod
     findings.push({
       check: 'text',
       subject: symbolic(session, address),
-      address: hex(address),
+      address,
       expected: `what the kernel puts at a ${site.kind} site`,
       found: Buffer.from(bytes).toString('hex'),
     });
@@ -93,7 +92,7 @@ function changes(session: Session, before: TextImage, now: TextImage, sites: Sit
       findings.push({
         check: 'text',
         subject: symbolic(session, now.start + BigInt(at)),
-        address: hex(now.start + BigInt(at)),
+        address: now.start + BigInt(at),
         expected: then.toString('hex', at, stop),
         found: Buffer.from(now.bytes.subarray(at, stop)).toString('hex'),
       });
