@@ -109,10 +109,14 @@ function declarationText(declaration: ts.Declaration): string {
 }
 
 function undeclared(text: string): string {
-  return text
-    .replace(/^export /, '')
-    .replace(/^declare /, '')
-    .replaceAll(/^( {4})+/gm, (indent) => ' '.repeat(indent.length / 2));
+  return (
+    text
+      .replace(/^export /, '')
+      .replace(/^declare /, '')
+      // Types that the compiler has inferred are named with the file that they are in.
+      .replaceAll(/import\("[^"]*"\)\./g, '')
+      .replaceAll(/^( {4})+/gm, (indent) => ' '.repeat(indent.length / 2))
+  );
 }
 
 /** The doc comment of a declaration as Markdown, or nothing. */
@@ -142,6 +146,13 @@ function symbolSection(name: string, symbol: ts.Symbol, checker: ts.TypeChecker)
 export function sdkPages(): ReadonlyMap<string, string> {
   const pages = new Reference();
   return new Map(PAGES.map((page) => [page.file, pages.page(page)]));
+}
+
+/** The name in a reference to a type; undefined for every other node. */
+function typeNameOf(node: ts.Node): ts.Node | undefined {
+  if (ts.isTypeReferenceNode(node)) return node.typeName;
+  if (ts.isExpressionWithTypeArguments(node)) return node.expression;
+  return ts.isImportTypeNode(node) ? node.qualifier : undefined;
 }
 
 class Reference {
@@ -222,11 +233,9 @@ class Reference {
     const found = new Map<string, ts.Symbol>();
     const visit = (node: ts.Node): void => {
       if (ts.isClassElement(node) && !isPublic(node)) return;
-      if (ts.isTypeReferenceNode(node) || ts.isExpressionWithTypeArguments(node)) {
-        const name = ts.isTypeReferenceNode(node) ? node.typeName : node.expression;
-        const target = this.#checker.getSymbolAtLocation(name);
-        if (target) this.#addType(found, this.#resolved(target));
-      }
+      const name = typeNameOf(node);
+      const target = name && this.#checker.getSymbolAtLocation(name);
+      if (target) this.#addType(found, this.#resolved(target));
       ts.forEachChild(node, visit);
     };
     for (const declaration of symbol.declarations ?? []) visit(declaration);
