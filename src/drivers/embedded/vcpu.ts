@@ -10,6 +10,7 @@ import {
   type Trap,
   type Vcpu,
 } from '../../machine/index.ts';
+import { mtrrType } from '../../machine/mtrr.ts';
 import { applyAnswer } from './cpu/answer.ts';
 import { hasErrorCode } from './cpu/constants.ts';
 import { Cpu, type CpuSurroundings } from './cpu/cpu.ts';
@@ -129,7 +130,7 @@ export class EmbeddedVcpu implements Vcpu {
   }
 
   mtrrType(gpa: Gpa): number {
-    return this.cpu.msrs.memoryType(gpa);
+    return mtrrType((index) => this.cpu.msrs.get(index)!, gpa);
   }
 
   inject(exception: Exception): void {

@@ -13,8 +13,9 @@ import { EVENT_MSRS, KVM_XSAVE_SIZE, kvmRegs, kvmSregs } from '../../abi/x86.ts'
 import { type Awaitable, deferred } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import type { CpuidLeaf, Exception, Gpa, Stop, Vcpu } from '../../machine/index.ts';
+import { MTRR_MSRS, mtrrType } from '../../machine/mtrr.ts';
 import { SystemError } from '../../system/libc.ts';
-import { MTRR_MSRS, memoryType, msrValue, putMsrRequest, putMsrWrite } from './msrs.ts';
+import { msrValue, putMsrRequest, putMsrWrite } from './msrs.ts';
 import { SLOT } from './thread/agent-code.ts';
 import type { HoldReason, ThreadOwner, VcpuThread } from './thread/vcpu-thread.ts';
 
@@ -298,7 +299,7 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
   mtrrType(gpa: Gpa): number {
     const values = this.#readMsrs(MTRR_MSRS);
     if (!values) throw new KvmiError('E_UNSUPPORTED', 'KVM did not give the memory type registers');
-    return memoryType(values, gpa);
+    return mtrrType((index) => values[MTRR_MSRS.indexOf(index)]!, gpa);
   }
 
   inject(exception: Exception): void {
