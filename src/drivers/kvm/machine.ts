@@ -2,15 +2,14 @@ import { KVM_EXIT } from '../../abi/kvm.ts';
 import { POLL, SIGNAL, SYS } from '../../abi/linux.ts';
 import { type Awaitable, attempt, then } from '../../awaitable.ts';
 import {
-  ACCESS,
   attachedAlready,
   type Capabilities,
-  type CapabilityName,
   CONTINUE,
   type HardwareBreakpoints,
   type Machine,
   type MachineHandler,
   requireCapability,
+  requireTrap,
   type Trap,
 } from '../../machine/index.ts';
 import { check, libc } from '../../system/libc.ts';
@@ -222,7 +221,7 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   arm(trap: Trap): Awaitable<void> {
     return then(this.#knowConfinement(), () => {
-      for (const needed of capabilitiesOf(trap)) requireCapability(this.capabilities, needed);
+      requireTrap(this.capabilities, trap);
       return this.#traps.arm(trap, this.#vcpuOf(trap));
     });
   }
@@ -288,15 +287,3 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.vmm.file.release();
   }
 }
-
-/** What a machine has to be able to do for a trap. */
-function capabilitiesOf(trap: Trap): readonly CapabilityName[] {
-  if (trap.kind !== 'page') return [trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind];
-  return DENIED.filter(([bit]) => (trap.access & bit) === 0).map(([, name]) => name);
-}
-
-const DENIED = [
-  [ACCESS.read, 'page-read'],
-  [ACCESS.write, 'page-write'],
-  [ACCESS.execute, 'page-execute'],
-] as const;
