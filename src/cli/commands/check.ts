@@ -3,12 +3,12 @@ import { messageOf, UsageError } from '../../error.ts';
 import { text } from '../../input/values.ts';
 import type { Baseline, CheckOptions, Finding, Linux } from '../../linux/index.ts';
 import type { Machine } from '../../machine/index.ts';
+import { whilePaused } from '../../machine/paused.ts';
 import { command, type OptionValues, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { EXIT } from '../exit-codes.ts';
 import { LINUX_OPTIONS, type LinuxColumn, printed, withLinux } from '../linux.ts';
 import { writeNewFile } from '../new-file.ts';
-import { whilePaused } from '../paused.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 
 const COLUMNS: readonly LinuxColumn<Finding>[] = [
