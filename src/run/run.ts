@@ -4,11 +4,11 @@ import { KVM_CHECK_EXTENSION } from '../abi/ioctl.ts';
 import { POLL, SIGNAL, SYS, WAIT } from '../abi/linux.ts';
 import { attempt, deferred } from '../awaitable.ts';
 import { kernelMemslots, type MachineSafety, machineOf } from '../drivers/kvm/attach.ts';
-import { Guard } from '../drivers/kvm/guards/guard.ts';
 import type { VmFile } from '../drivers/kvm/slots/vm-file.ts';
 import { kernel } from '../drivers/kvm/thread/vmm.ts';
 import { messageOf } from '../error.ts';
 import { type Log, SILENT } from '../host/log.ts';
+import { GuardProcess } from '../system/guard-process.ts';
 import { check, libc } from '../system/libc.ts';
 import { pump } from '../system/pump.ts';
 import { keepStderrBlocking } from './blocking-stderr.ts';
@@ -52,7 +52,7 @@ export async function runUnderKvmi(argv: readonly string[], options: RunOptions 
   const launched = launch(argv, filter);
   const restoreStderr = keepStderrBlocking();
   const restoreSignals = passSignals(launched.pid);
-  let guard: Guard | undefined;
+  let guard: GuardProcess | undefined;
   try {
     guard = slots && (await guardOf(launched));
     return await supervise(launched, slots, options);
@@ -107,9 +107,9 @@ function interceptedSlots(log: Log): InterceptedMemslots | undefined {
 }
 
 /** Memory requests that nobody answers fail in the VMM, which may not survive that. */
-async function guardOf({ pid, listener }: Launched): Promise<Guard> {
+async function guardOf({ pid, listener }: Launched): Promise<GuardProcess> {
   try {
-    return await Guard.run(ANSWERING, [], listener);
+    return await GuardProcess.start(ANSWERING, [], listener);
   } catch (error) {
     abandon(pid);
     throw error;
