@@ -1,7 +1,7 @@
 import { getS32 } from '../abi/bytes.ts';
 import { ERRNO } from '../abi/errno.ts';
 import { KVM_CHECK_EXTENSION } from '../abi/ioctl.ts';
-import { POLL, SIGNAL, SYS, WAIT } from '../abi/linux.ts';
+import { SIGNAL, WAIT } from '../abi/linux.ts';
 import { attempt, deferred } from '../awaitable.ts';
 import { kernelMemslots, type MachineSafety, machineOf } from '../drivers/kvm/attach.ts';
 import type { VmFile } from '../drivers/kvm/slots/vm-file.ts';
@@ -9,8 +9,8 @@ import { kernel } from '../drivers/kvm/thread/vmm.ts';
 import { messageOf } from '../error.ts';
 import { type Log, SILENT } from '../host/log.ts';
 import { GuardProcess } from '../system/guard-process.ts';
-import { check, libc } from '../system/libc.ts';
-import { pump } from '../system/pump.ts';
+import { libc } from '../system/libc.ts';
+import { watchEnd } from '../system/process-end.ts';
 import { keepStderrBlocking } from './blocking-stderr.ts';
 import { InterceptedMemslots, MEMORY_REQUESTS } from './intercepted-slots.ts';
 import { abandon, type Launched, launch } from './launch.ts';
@@ -133,12 +133,10 @@ function passSignals(pid: number): () => void {
 /** Waits for a child that was not started by child_process. */
 function exitOf(pid: number, exited: () => void): Promise<number> {
   const { promise, resolve } = deferred<number>();
-  const pidfd = check(Number(libc().syscall(SYS.pidfd_open, pid, 0, 0, 0, 0, 0)), 'pidfd_open');
-  const watch = pump.watch(pidfd, POLL.IN, () => {
+  const stop = watchEnd(pid, () => {
     const status = new Uint8Array(4);
     if (libc().wait4(pid, status, WAIT.NOHANG | WAIT.ALL, null) !== pid) return;
-    watch.stop();
-    libc().close(pidfd);
+    stop();
     exited();
     const value = getS32(status, 0);
     const signal = value & 0x7f;

@@ -1,8 +1,21 @@
 import { type ChildProcess, type StdioOptions, spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { KvmiError } from '../error.ts';
+import { watchEnd } from './process-end.ts';
 
 const START_TIMEOUT_MS = 10_000;
+
+/**
+ * For the script of a {@link GuardProcess}: says that it is ready, and calls `act` when the process that started it has
+ * ended.
+ */
+export function whenEnded(pid: number, act: () => void): void {
+  const stop = watchEnd(pid, () => {
+    stop();
+    act();
+  });
+  process.stdout.write('ready\n');
+}
 
 /** Runs a script of this program in a process that does not end with this one, and that this one does not wait for. */
 export function spawnDetached(script: URL, args: readonly string[], stdio: StdioOptions): ChildProcess {
