@@ -1,3 +1,4 @@
+import { hasErrorCode } from '../../abi/x86.ts';
 import { type Awaitable, isPending } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import {
@@ -12,7 +13,6 @@ import {
 } from '../../machine/index.ts';
 import { mtrrType } from '../../machine/mtrr.ts';
 import { applyAnswer } from './cpu/answer.ts';
-import { hasErrorCode } from './cpu/constants.ts';
 import { Cpu, type CpuSurroundings } from './cpu/cpu.ts';
 import { cpuidLeaf } from './cpu/cpuid.ts';
 import { GuestEvent } from './cpu/event.ts';
