@@ -128,3 +128,50 @@ export const CR4_LA57 = 1n << 12n;
 export const EFER_LME = 1n << 8n;
 export const EFER_LMA = 1n << 10n;
 export const EFER_NXE = 1n << 11n;
+
+/** Bits of rflags. */
+export const RFLAGS_TF = 1n << 8n;
+export const RFLAGS_IF = 1n << 9n;
+export const RFLAGS_NT = 1n << 14n;
+export const RFLAGS_RF = 1n << 16n;
+export const RFLAGS_VM = 1n << 17n;
+
+/** Exception vectors. */
+export const VECTOR = {
+  DE: 0,
+  DB: 1,
+  NMI: 2,
+  BP: 3,
+  OF: 4,
+  BR: 5,
+  UD: 6,
+  NM: 7,
+  DF: 8,
+  TS: 10,
+  NP: 11,
+  SS: 12,
+  GP: 13,
+  PF: 14,
+  MF: 16,
+  AC: 17,
+  MC: 18,
+  XM: 19,
+  VE: 20,
+  CP: 21,
+} as const;
+
+const WITH_ERROR_CODE: ReadonlySet<number> = new Set([
+  VECTOR.DF,
+  VECTOR.TS,
+  VECTOR.NP,
+  VECTOR.SS,
+  VECTOR.GP,
+  VECTOR.PF,
+  VECTOR.AC,
+  VECTOR.CP,
+]);
+
+/** Whether the processor pushes an error code with this exception (Intel SDM volume 3, table 6-1). */
+export function hasErrorCode(vector: number): boolean {
+  return WITH_ERROR_CODE.has(vector);
+}

@@ -1,62 +1,40 @@
 import { type Awaitable, then } from '../awaitable.ts';
-import type { HardwareBreakpoints, Machine, MachineHandler, StopKind, Trap, Vcpu } from '../machine/index.ts';
+import {
+  type HardwareBreakpoints,
+  type MachineHandler,
+  MachineWrapper,
+  type StopKind,
+} from '../machine/index.ts';
 
 /** A machine that measures for how long its vCPUs are held by stops, and is otherwise the one behind it. */
-export class StopMeter implements Machine {
-  readonly #machine: Machine;
+export class StopMeter extends MachineWrapper {
   readonly #held = new Map<StopKind, number>();
-
-  constructor(machine: Machine) {
-    this.#machine = machine;
-  }
 
   /** How long stops of these kinds held vCPUs together, in milliseconds. */
   heldBy(...kinds: readonly StopKind[]): number {
     return kinds.reduce((sum, kind) => sum + (this.#held.get(kind) ?? 0), 0);
   }
 
-  get name(): string {
-    return this.#machine.name;
-  }
-
-  get uuid(): Uint8Array {
-    return this.#machine.uuid;
-  }
-
-  get startTime(): number {
-    return this.#machine.startTime;
-  }
-
-  get capabilities(): Machine['capabilities'] {
-    return this.#machine.capabilities;
-  }
-
-  get memory(): Machine['memory'] {
-    return this.#machine.memory;
-  }
-
-  get vcpus(): readonly Vcpu[] {
-    return this.#machine.vcpus;
-  }
-
-  get hardwareBreakpoints(): HardwareBreakpoints | undefined {
-    const inner = this.#machine.hardwareBreakpoints;
+  override get hardwareBreakpoints(): HardwareBreakpoints | undefined {
+    const breakpoints = this.inner.hardwareBreakpoints;
     return (
-      inner && {
-        count: inner.count,
-        set: (address, hit) => inner.set(address, (vcpu) => this.#measured('breakpoint', () => hit(vcpu))),
+      breakpoints && {
+        count: breakpoints.count,
+        set: (address, hit) =>
+          breakpoints.set(address, (vcpu) => this.#measured('breakpoint', () => hit(vcpu))),
       }
     );
   }
 
-  attach(handler: MachineHandler): Awaitable<void> {
-    return this.#machine.attach({
+  override attach(handler: MachineHandler): Awaitable<void> {
+    const measuring: Required<MachineHandler> = {
       stop: (vcpu, stop) => this.#measured(stop.kind, () => handler.stop(vcpu, stop)),
       request: (vcpu) => handler.request(vcpu),
       vcpuCreated: (vcpu) => handler.vcpuCreated?.(vcpu),
       preUnhook: (reason) => handler.preUnhook?.(reason),
       closed: (error) => handler.closed(error),
-    });
+    };
+    return super.attach(measuring);
   }
 
   #measured<T>(kind: StopKind, stop: () => Awaitable<T>): Awaitable<T> {
@@ -65,21 +43,5 @@ export class StopMeter implements Machine {
       this.#held.set(kind, (this.#held.get(kind) ?? 0) + performance.now() - since);
       return answer;
     });
-  }
-
-  detach(): Awaitable<void> {
-    return this.#machine.detach();
-  }
-
-  arm(trap: Trap): Awaitable<void> {
-    return this.#machine.arm(trap);
-  }
-
-  disarm(trap: Trap): Awaitable<void> {
-    return this.#machine.disarm(trap);
-  }
-
-  close(): Promise<void> {
-    return this.#machine.close();
   }
 }

@@ -8,6 +8,7 @@ import {
   PAGE_SIZE,
   pageOffset,
   requireCapability,
+  requireTrap,
 } from '../machine/index.ts';
 import { MAX_PAYLOAD, type PageAccessEntry, type Replies } from '../wire/index.ts';
 import type { HookContext } from './context.ts';
@@ -133,17 +134,10 @@ function setOnePage(hook: HookContext, entry: PageAccessEntry, view: number): Aw
     const strict = rules.frameMissing === 'error' || (rules.frameMissing === 'visible' && visible === 1);
     return strict ? KVM_EINVAL : 0;
   }
-  for (const [bit, name] of DENIED) {
-    if (!(access & bit)) requireCapability(machine.capabilities, name);
-  }
-  return then(machine.arm({ kind: 'page', gfn, access, view }), () => 0);
+  const trap = { kind: 'page', gfn, access, view } as const;
+  requireTrap(machine.capabilities, trap);
+  return then(machine.arm(trap), () => 0);
 }
-
-const DENIED: readonly (readonly [number, CapabilityName])[] = [
-  [ACCESS.read, 'page-read'],
-  [ACCESS.write, 'page-write'],
-  [ACCESS.execute, 'page-execute'],
-];
 
 const controlCmdResponse: VmHandler<'VM_CONTROL_CMD_RESPONSE'> = (hook, { body, padding }, answering) => {
   const { enable, now, flags } = body!;

@@ -3,11 +3,18 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { btfImage } from '../../test/kit/btf-image.ts';
 import { cpuTime } from '../../test/kit/cpu-time.ts';
 import { assertIsf } from '../../test/kit/isf-rules.ts';
 import { SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
+import { Btf } from '../btf/btf.ts';
 import { sectionsOf } from '../reading/elf-file.ts';
 import { isf, isfText, Linux, symbolsElf, typesFromFile } from './index.ts';
+
+// biome-ignore lint/correctness/useYield: a walk that reads nothing
+function* walkTo<T>(result: T): Generator<never, T> {
+  return result;
+}
 
 describe('what is made from a guest for other tools', () => {
   let directory: string;
@@ -44,6 +51,28 @@ describe('what is made from a guest for other tools', () => {
     );
     assert.equal(file.metadata.format, '6.2.0');
     assertIsf(JSON.parse(isfText(file)));
+  });
+
+  test('an ISF file keeps names that every JavaScript object has', async () => {
+    const names = ['constructor', 'toString', '__proto__'];
+    const member = { x: [0, 'u32'] } as const;
+    const structs = Object.fromEntries(names.map((name) => [name, { size: 4, members: member }]));
+    const members = Object.fromEntries(names.map((name, i) => [name, [4 * i, 'u32'] as const]));
+    const types = new Btf(btfImage({ ...structs, owner: { size: 12, members } }));
+    const symbols = names.map((name) => ({ name, address: linux.kernel.imageStart }));
+    const odd = {
+      kernel: { ...linux.kernel, loadTypes: () => walkTo(types) },
+      symbols: Object.assign(symbols, { address: () => undefined }),
+    } as unknown as Linux;
+    const file = JSON.parse(isfText(await isf(odd)));
+    const sorted = [...names].sort();
+    const kept = (entries: object) =>
+      Object.keys(entries)
+        .filter((name) => names.includes(name))
+        .sort();
+    assert.deepEqual(kept(file.user_types), sorted);
+    assert.deepEqual(kept(file.user_types.owner.fields), sorted);
+    assert.deepEqual(kept(file.symbols), sorted);
   });
 
   test('an ISF file gives the types back', async () => {

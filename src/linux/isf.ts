@@ -40,12 +40,17 @@ function exact(value: bigint): number | bigint {
   return Number.isSafeInteger(number) ? number : value;
 }
 
+/** Empty also of what objects inherit: a kernel may have a `constructor`. */
+function byName<T>(): Record<string, T> {
+  return Object.create(null) as Record<string, T>;
+}
+
 class IsfWriter {
   readonly #linux: Linux;
   readonly #types: TypeSource;
-  readonly #baseTypes: Record<string, IsfBaseType> = {};
-  readonly #userTypes: Record<string, IsfUserType> = {};
-  readonly #enums: Record<string, IsfEnum> = {};
+  readonly #baseTypes: Record<string, IsfBaseType> = byName();
+  readonly #userTypes: Record<string, IsfUserType> = byName();
+  readonly #enums: Record<string, IsfEnum> = byName();
   /** Names given to types that have none. */
   readonly #unnamed = new Map<Type, string>();
   /** Structures that the kernel only points to. */
@@ -154,8 +159,8 @@ class IsfWriter {
 
   #writeStruct(type: StructType): string {
     const name = this.#nameOf(type);
-    if (Object.hasOwn(this.#userTypes, name)) return name;
-    const fields: Record<string, IsfField> = {};
+    if (name in this.#userTypes) return name;
+    const fields: Record<string, IsfField> = byName();
     this.#userTypes[name] = { kind: type.kind, size: type.size, fields };
     type.members.forEach((member, i) => {
       const inner = this.#reference(member.type());
@@ -176,11 +181,11 @@ class IsfWriter {
     const { kernel, symbols: table } = this.#linux;
     const text = table.address('_text') ?? kernel.imageStart;
     const moved = text - LINKED_TEXT;
-    const symbols: Record<string, IsfSymbol> = {};
+    const symbols: Record<string, IsfSymbol> = byName();
     for (const { name, address } of table) {
-      if (Object.hasOwn(symbols, name)) continue;
+      if (name in symbols) continue;
       const linked = address >= IMAGE_MAP ? address - moved : address;
-      const known = VARIABLES[name];
+      const known = Object.hasOwn(VARIABLES, name) ? VARIABLES[name] : undefined;
       const type = this.#types.variable(name) ?? (known === undefined ? undefined : this.#types.find(known));
       symbols[name] = {
         address: linked,
@@ -189,9 +194,9 @@ class IsfWriter {
     }
     const banner = Buffer.from(`${kernel.banner}\n\0`);
     const bannerType = this.#bannerType(banner.length);
-    if (Object.hasOwn(symbols, 'linux_banner'))
+    if (symbols.linux_banner !== undefined)
       symbols.linux_banner = {
-        ...symbols.linux_banner!,
+        ...symbols.linux_banner,
         type: bannerType,
         constant_data: banner.toString('base64'),
       };

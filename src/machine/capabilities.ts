@@ -1,4 +1,5 @@
 import { KvmiError } from '../error.ts';
+import { ACCESS, type Trap } from './stops.ts';
 
 /**
  * What a machine may or may not be able to do. A driver names each one, with the reason when it is
@@ -82,4 +83,21 @@ export class CapabilityError extends KvmiError {
 export function requireCapability(capabilities: Capabilities, name: CapabilityName): void {
   const support = capabilities[name];
   if (support !== true) throw new CapabilityError(name, support);
+}
+
+/** What denying an access in a page trap takes. */
+const DENIED: readonly (readonly [access: number, CapabilityName])[] = [
+  [ACCESS.read, 'page-read'],
+  [ACCESS.write, 'page-write'],
+  [ACCESS.execute, 'page-execute'],
+];
+
+function capabilitiesFor(trap: Trap): readonly CapabilityName[] {
+  if (trap.kind !== 'page') return [trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind];
+  return DENIED.filter(([access]) => (trap.access & access) === 0).map(([, name]) => name);
+}
+
+/** Throws a {@link CapabilityError} with the machine's reason unless it can do everything that `trap` asks for. */
+export function requireTrap(capabilities: Capabilities, trap: Trap): void {
+  for (const name of capabilitiesFor(trap)) requireCapability(capabilities, name);
 }

@@ -17,3 +17,4 @@ export * from './tlb.ts';
 export type * from './vcpu.ts';
 export type * from './views.ts';
 export * from './virtual-memory.ts';
+export * from './wrapper.ts';

@@ -5,15 +5,16 @@ function quoted(value: string): string {
   return /[",]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
 }
 
-const TEXT: ReadonlySet<Kind> = new Set(['text', 'list', 'any']);
-/** What spreadsheets take for a formula, which can start programs. A guest chooses what its processes are called. */
-const FORMULA = /^[=+\-@]/;
+/**
+ * What spreadsheets take for the start of a formula, which can start programs: some of them also in full width, and after
+ * a semicolon where that separates cells. A guest chooses what its processes are called.
+ */
+const FORMULA = /(^|;)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])/gu;
 
 function cellOf(kind: Kind, cell: Cell): string {
   const text = printable(plainText(kind, cell));
-  const isFormula =
-    TEXT.has(kind) && typeof cell !== 'number' && typeof cell !== 'bigint' && FORMULA.test(text);
-  return quoted(isFormula ? `'${text}` : text);
+  const isText = typeof cell === 'string' || Array.isArray(cell);
+  return quoted(isText ? text.replace(FORMULA, "$1'") : text);
 }
 
 /**

@@ -122,7 +122,7 @@ test('CSV quotes what needs it', async () => {
 });
 
 test('CSV has no formula that a guest has chosen', async () => {
-  const names = ['=1+1', '+1', '-bash', '@SUM(1)', '=HYPERLINK("x,y")', 'a=b', "'=1", '\t=1'];
+  const names = ['=1+1', '+1', '-bash', '@SUM(1)', '=HYPERLINK("x,y")', 'a=b', "'=1", '\t=1', 'a;=b', '＝1'];
   const rows: Row[] = names.map((name) => ({ name, pid: -5 }));
   assert.deepEqual((await lines({ rows, format: 'csv', columns: ['name', 'pid'] })).slice(1), [
     "'=1+1,-5",
@@ -133,6 +133,8 @@ test('CSV has no formula that a guest has chosen', async () => {
     'a=b,-5',
     "'=1,-5",
     '\\x09=1,-5',
+    "a;'=b,-5",
+    "'＝1,-5",
   ]);
 });
 

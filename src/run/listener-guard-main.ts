@@ -1,7 +1,5 @@
 import { ERRNO } from '../abi/errno.ts';
-import { POLL, SYS } from '../abi/linux.ts';
-import { check, libc } from '../system/libc.ts';
-import { pump } from '../system/pump.ts';
+import { whenEnded } from '../system/guard-process.ts';
 import { isMemoryRequest } from './intercepted-slots.ts';
 import { serveListener } from './listener.ts';
 
@@ -15,9 +13,6 @@ import { serveListener } from './listener.ts';
 const LISTENER = 3;
 
 const supervisor = Number(process.argv[2]);
-const pidfd = check(Number(libc().syscall(SYS.pidfd_open, supervisor, 0, 0, 0, 0, 0)), 'pidfd_open');
-const watch = pump.watch(pidfd, POLL.IN, () => {
-  watch.stop();
+whenEnded(supervisor, () => {
   void serveListener(LISTENER, ({ request }) => (isMemoryRequest(request) ? undefined : -ERRNO.ENOSYS));
 });
-process.stdout.write('ready\n');

@@ -1,16 +1,16 @@
 import { getS32 } from '../abi/bytes.ts';
 import { ERRNO } from '../abi/errno.ts';
 import { KVM_CHECK_EXTENSION } from '../abi/ioctl.ts';
-import { POLL, SIGNAL, SYS, WAIT } from '../abi/linux.ts';
+import { SIGNAL, WAIT } from '../abi/linux.ts';
 import { attempt, deferred } from '../awaitable.ts';
 import { kernelMemslots, type MachineSafety, machineOf } from '../drivers/kvm/attach.ts';
-import { Guard } from '../drivers/kvm/guards/guard.ts';
 import type { VmFile } from '../drivers/kvm/slots/vm-file.ts';
 import { kernel } from '../drivers/kvm/thread/vmm.ts';
 import { messageOf } from '../error.ts';
 import { type Log, SILENT } from '../host/log.ts';
-import { check, libc } from '../system/libc.ts';
-import { pump } from '../system/pump.ts';
+import { GuardProcess } from '../system/guard-process.ts';
+import { libc } from '../system/libc.ts';
+import { watchEnd } from '../system/process-end.ts';
 import { keepStderrBlocking } from './blocking-stderr.ts';
 import { InterceptedMemslots, MEMORY_REQUESTS } from './intercepted-slots.ts';
 import { abandon, type Launched, launch } from './launch.ts';
@@ -52,7 +52,7 @@ export async function runUnderKvmi(argv: readonly string[], options: RunOptions 
   const launched = launch(argv, filter);
   const restoreStderr = keepStderrBlocking();
   const restoreSignals = passSignals(launched.pid);
-  let guard: Guard | undefined;
+  let guard: GuardProcess | undefined;
   try {
     guard = slots && (await guardOf(launched));
     return await supervise(launched, slots, options);
@@ -107,9 +107,9 @@ function interceptedSlots(log: Log): InterceptedMemslots | undefined {
 }
 
 /** Memory requests that nobody answers fail in the VMM, which may not survive that. */
-async function guardOf({ pid, listener }: Launched): Promise<Guard> {
+async function guardOf({ pid, listener }: Launched): Promise<GuardProcess> {
   try {
-    return await Guard.run(ANSWERING, [], listener);
+    return await GuardProcess.start(ANSWERING, [], listener);
   } catch (error) {
     abandon(pid);
     throw error;
@@ -133,12 +133,10 @@ function passSignals(pid: number): () => void {
 /** Waits for a child that was not started by child_process. */
 function exitOf(pid: number, exited: () => void): Promise<number> {
   const { promise, resolve } = deferred<number>();
-  const pidfd = check(Number(libc().syscall(SYS.pidfd_open, pid, 0, 0, 0, 0, 0)), 'pidfd_open');
-  const watch = pump.watch(pidfd, POLL.IN, () => {
+  const stop = watchEnd(pid, () => {
     const status = new Uint8Array(4);
     if (libc().wait4(pid, status, WAIT.NOHANG | WAIT.ALL, null) !== pid) return;
-    watch.stop();
-    libc().close(pidfd);
+    stop();
     exited();
     const value = getS32(status, 0);
     const signal = value & 0x7f;

@@ -164,10 +164,15 @@ export function check(result: number, what: string): number {
   return result;
 }
 
+/** A descriptor that stands for a process (pidfd_open). */
+export function openProcess(pid: number): number {
+  return check(Number(libc().syscall(SYS.pidfd_open, pid, 0, 0, 0, 0, 0)), `pidfd_open(${pid})`);
+}
+
 /** A descriptor of another process, duplicated into this one. */
 export function takeDescriptor(pid: number, fd: number): number {
   const { syscall, close } = libc();
-  const pidfd = check(Number(syscall(SYS.pidfd_open, pid, 0, 0, 0, 0, 0)), `pidfd_open(${pid})`);
+  const pidfd = openProcess(pid);
   try {
     return check(
       Number(syscall(SYS.pidfd_getfd, pidfd, fd, 0, 0, 0, 0)),

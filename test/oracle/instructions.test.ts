@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { VECTOR } from '../../src/drivers/embedded/cpu/constants.ts';
+import { VECTOR } from '../../src/abi/x86.ts';
 import { getFlags, setFlags } from '../../src/drivers/embedded/cpu/flags.ts';
 import { highHalf, join64, lowHalf } from '../../src/drivers/embedded/cpu/wide.ts';
 import { BARE, BareGuest } from '../kit/bare-guest.ts';

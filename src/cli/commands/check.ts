@@ -4,12 +4,12 @@ import { text } from '../../input/values.ts';
 import type { Baseline, CheckOptions, Linux } from '../../linux/index.ts';
 import { FINDING_COLUMNS } from '../../linux/rows/findings.ts';
 import type { Machine } from '../../machine/index.ts';
+import { whilePaused } from '../../machine/paused.ts';
 import { command, type OptionValues, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { EXIT } from '../exit-codes.ts';
 import { LINUX_OPTIONS, printed, withLinux } from '../linux.ts';
 import { writeNewFile } from '../new-file.ts';
-import { whilePaused } from '../paused.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 
 const OPTIONS = {

@@ -51,6 +51,15 @@ describe('embedded: injection', () => {
     assert.equal(guest.vector, 6);
   });
 
+  test('the exceptions of the SDM that have an error code get it', () => {
+    const kept = Array.from({ length: 22 }, (_, vector) => vector).filter((vector) => {
+      const { guest, handler } = injecting({ vector, errorCode: 7, address: 0n });
+      guest.machine.run(20);
+      return handler.stops[0]!.kind === 'trap' && handler.stops[0].errorCode === 7;
+    });
+    assert.deepEqual(kept, [8, 10, 11, 12, 13, 14, 17, 21]);
+  });
+
   test('a #BP that waits for delivery wins', () => {
     const guest = new BareGuest('cc f4');
     const handler = new RecordingHandler();

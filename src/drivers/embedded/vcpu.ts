@@ -1,3 +1,4 @@
+import { hasErrorCode } from '../../abi/x86.ts';
 import { type Awaitable, isPending } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import {
@@ -10,8 +11,8 @@ import {
   type Trap,
   type Vcpu,
 } from '../../machine/index.ts';
+import { mtrrType } from '../../machine/mtrr.ts';
 import { applyAnswer } from './cpu/answer.ts';
-import { hasErrorCode } from './cpu/constants.ts';
 import { Cpu, type CpuSurroundings } from './cpu/cpu.ts';
 import { cpuidLeaf } from './cpu/cpuid.ts';
 import { GuestEvent } from './cpu/event.ts';
@@ -129,7 +130,7 @@ export class EmbeddedVcpu implements Vcpu {
   }
 
   mtrrType(gpa: Gpa): number {
-    return this.cpu.msrs.memoryType(gpa);
+    return mtrrType((index) => this.cpu.msrs.get(index)!, gpa);
   }
 
   inject(exception: Exception): void {

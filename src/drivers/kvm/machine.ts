@@ -1,21 +1,21 @@
 import { KVM_EXIT } from '../../abi/kvm.ts';
-import { POLL, SIGNAL, SYS } from '../../abi/linux.ts';
+import { SIGNAL } from '../../abi/linux.ts';
 import { type Awaitable, attempt, then } from '../../awaitable.ts';
 import {
-  ACCESS,
   attachedAlready,
   type Capabilities,
-  type CapabilityName,
   CONTINUE,
   type HardwareBreakpoints,
   type Machine,
   type MachineHandler,
   requireCapability,
+  requireTrap,
   type Trap,
 } from '../../machine/index.ts';
-import { check, libc } from '../../system/libc.ts';
+import { libc } from '../../system/libc.ts';
 import { startTimeOf, tracerOf } from '../../system/proc.ts';
-import { pump, type Watch } from '../../system/pump.ts';
+import { watchEnd } from '../../system/process-end.ts';
+import { pump } from '../../system/pump.ts';
 import { UNSAFE, UNSAFE_MSR, UNSAFE_WHEN_CONFINED } from './capabilities.ts';
 import { nameOf, uuidOf } from './identity.ts';
 import { VmmMemory } from './slots/memory.ts';
@@ -60,8 +60,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   #detaching = false;
   #discovery: NodeJS.Timeout | undefined;
   #stopPolling: (() => void) | undefined;
-  #exit: Watch | undefined;
-  #pidfd = -1;
+  #stopWatching: (() => void) | undefined;
 
   constructor(file: VmFile, options: KvmMachineOptions) {
     this.vmm = new Vmm(file, options.liftFilters);
@@ -126,10 +125,9 @@ export class KvmMachine implements Machine, VcpuOwner {
     const tracer = tracerOf(pid);
     if (tracer !== undefined && tracer !== process.pid) throw tracedAlready(`process ${pid}`, tracer);
     this.#discover();
-    this.#pidfd = check(Number(libc().syscall(SYS.pidfd_open, pid, 0, 0, 0, 0, 0)), `pidfd_open(${pid})`);
+    this.#stopWatching = watchEnd(pid, () => this.#vmmGone());
     this.#stops.handler = handler;
     this.#traps.vmFd = file.ownersDescriptor() ?? -1;
-    this.#exit = pump.watch(this.#pidfd, POLL.IN, () => this.#vmmGone());
     this.#stopPolling = pump.everyWait(() => this.#threads.poll());
     this.#discovery = setInterval(() => this.#announceNew(), DISCOVERY_INTERVAL_MS);
     this.#discovery.unref();
@@ -155,12 +153,10 @@ export class KvmMachine implements Machine, VcpuOwner {
   /** Stops waiting for anything. */
   #forget(): void {
     clearInterval(this.#discovery);
-    this.#exit?.stop();
+    this.#stopWatching?.();
     this.#stopPolling?.();
-    this.#exit = undefined;
+    this.#stopWatching = undefined;
     this.#stopPolling = undefined;
-    if (this.#pidfd >= 0) libc().close(this.#pidfd);
-    this.#pidfd = -1;
     this.#threads.forget();
     for (const vcpu of this.#vcpus) vcpu.left();
     this.#traps.close();
@@ -222,7 +218,7 @@ export class KvmMachine implements Machine, VcpuOwner {
 
   arm(trap: Trap): Awaitable<void> {
     return then(this.#knowConfinement(), () => {
-      for (const needed of capabilitiesOf(trap)) requireCapability(this.capabilities, needed);
+      requireTrap(this.capabilities, trap);
       return this.#traps.arm(trap, this.#vcpuOf(trap));
     });
   }
@@ -288,15 +284,3 @@ export class KvmMachine implements Machine, VcpuOwner {
     this.vmm.file.release();
   }
 }
-
-/** What a machine has to be able to do for a trap. */
-function capabilitiesOf(trap: Trap): readonly CapabilityName[] {
-  if (trap.kind !== 'page') return [trap.kind === 'cpuid' ? 'cpuid-event' : trap.kind];
-  return DENIED.filter(([bit]) => (trap.access & bit) === 0).map(([, name]) => name);
-}
-
-const DENIED = [
-  [ACCESS.read, 'page-read'],
-  [ACCESS.write, 'page-write'],
-  [ACCESS.execute, 'page-execute'],
-] as const;

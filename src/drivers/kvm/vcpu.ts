@@ -9,20 +9,19 @@ import {
 } from '../../abi/kvm.ts';
 import { SYS } from '../../abi/linux.ts';
 import { MSRS_OFFSET, putMode, REGS_OFFSET, SREGS_OFFSET } from '../../abi/state.ts';
-import { EVENT_MSRS, KVM_XSAVE_SIZE, kvmRegs, kvmSregs } from '../../abi/x86.ts';
+import { EVENT_MSRS, hasErrorCode, KVM_XSAVE_SIZE, kvmRegs, kvmSregs, VECTOR } from '../../abi/x86.ts';
 import { type Awaitable, deferred } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import type { CpuidLeaf, Exception, Gpa, Stop, Vcpu } from '../../machine/index.ts';
+import { MTRR_MSRS, mtrrType } from '../../machine/mtrr.ts';
 import { SystemError } from '../../system/libc.ts';
-import { MTRR_MSRS, memoryType, msrValue, putMsrRequest, putMsrWrite } from './msrs.ts';
+import { msrValue, putMsrRequest, putMsrWrite } from './msrs.ts';
 import { SLOT } from './thread/agent-code.ts';
 import type { HoldReason, ThreadOwner, VcpuThread } from './thread/vcpu-thread.ts';
 
 const MAX_CPUID_ENTRIES = 256;
 const CPUID_HEADER = 8;
-const PAGE_FAULT = 14;
 /** Vectors with an error code (Intel SDM vol. 3, 6.13). */
-const WITH_ERROR_CODE: ReadonlySet<number> = new Set([8, 10, 11, 12, 13, 14, 17, 21]);
 /** The MSRs of an event that are not among the special registers, in the order of the agent's table. */
 const AGENT_MSRS = Object.entries(EVENT_MSRS).filter(([name]) => name !== 'efer');
 const AGENT_MSR_OFFSETS = AGENT_MSRS.map(([name]) => MSRS_OFFSET + Object.keys(EVENT_MSRS).indexOf(name) * 8);
@@ -298,7 +297,7 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
   mtrrType(gpa: Gpa): number {
     const values = this.#readMsrs(MTRR_MSRS);
     if (!values) throw new KvmiError('E_UNSUPPORTED', 'KVM did not give the memory type registers');
-    return memoryType(values, gpa);
+    return mtrrType((index) => values[MTRR_MSRS.indexOf(index)]!, gpa);
   }
 
   inject(exception: Exception): void {
@@ -312,30 +311,27 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
       this.trap = trapStop(events.interrupt_nr, 0, this.#cr2());
       return;
     }
-    const hasErrorCode = WITH_ERROR_CODE.has(exception.vector);
-    if (exception.vector === PAGE_FAULT) this.#setCr2(exception.address);
-    kvmVcpuEvents.write(bytes, 0, {
-      ...events,
-      flags: 0,
-      exception_injected: 1,
-      exception_nr: exception.vector,
-      exception_has_error_code: hasErrorCode ? 1 : 0,
-      exception_error_code: hasErrorCode ? exception.errorCode : 0,
-    });
-    this.#ioctl(KVM.SET_VCPU_EVENTS, this.#held().slot.argumentAddress, 'KVM_SET_VCPU_EVENTS');
-    this.trap = trapStop(exception.vector, hasErrorCode ? exception.errorCode : 0, this.#cr2());
+    const { vector } = exception;
+    const errorCode = hasErrorCode(vector) ? exception.errorCode : undefined;
+    if (vector === VECTOR.PF) this.#setCr2(exception.address);
+    this.#queue(bytes, vector, errorCode);
+    this.trap = trapStop(vector, errorCode ?? 0, this.#cr2());
   }
 
   /** Queues a trap that the instruction at rip raises (int3): no TRAP event tells of it. */
   deliver(vector: number): void {
-    const bytes = this.#exchange(KVM.GET_VCPU_EVENTS, 'KVM_GET_VCPU_EVENTS');
-    const events = kvmVcpuEvents.read(bytes, 0);
+    this.#queue(this.#exchange(KVM.GET_VCPU_EVENTS, 'KVM_GET_VCPU_EVENTS'), vector);
+  }
+
+  /** Adds an exception to the events that `#exchange` has fetched. */
+  #queue(bytes: Uint8Array, vector: number, errorCode?: number): void {
     kvmVcpuEvents.write(bytes, 0, {
-      ...events,
+      ...kvmVcpuEvents.read(bytes, 0),
       flags: 0,
       exception_injected: 1,
       exception_nr: vector,
-      exception_has_error_code: 0,
+      exception_has_error_code: errorCode === undefined ? 0 : 1,
+      exception_error_code: errorCode ?? 0,
     });
     this.#ioctl(KVM.SET_VCPU_EVENTS, this.#held().slot.argumentAddress, 'KVM_SET_VCPU_EVENTS');
   }

@@ -1,4 +1,5 @@
 import { getRegister, STATE_SIZE } from '../../abi/state.ts';
+import { RFLAGS_TF } from '../../abi/x86.ts';
 import { KvmiError } from '../../error.ts';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import { pagingOf } from '../../machine/paging.ts';
@@ -13,7 +14,6 @@ import type { RunControl } from './run-control.ts';
 import type { StoppedVcpu } from './stopped-vcpu.ts';
 
 const CPUID = [0x0f, 0xa2] as const;
-const RFLAGS_TF = 1n << 8n;
 const USER_TABLE = 0x1000n;
 const LOW = 0xffffffffn;
 /** A halted vCPU executes its next instruction when an interrupt wakes it: a timer, as a rule. */

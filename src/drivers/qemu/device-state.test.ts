@@ -4,7 +4,6 @@ import fc from 'fast-check';
 import { decodeState, STATE_SIZE } from '../../abi/state.ts';
 import { APIC_LAYOUT, COMMON_LAYOUT, CPU_LAYOUT, CPU_SUBSECTIONS, type Layout } from './cpu-layout.ts';
 import { parseDeviceState } from './device-state.ts';
-import { mtrrType } from './mtrr.ts';
 import { SavedCpu } from './saved-cpu.ts';
 
 function u32(value: number): Buffer {
@@ -148,41 +147,6 @@ describe("QEMU's device state", () => {
           assert.equal((error as { code?: string }).code, 'E_QEMU_STATE');
         }
       }),
-    );
-  });
-});
-
-describe('MTRRs', () => {
-  const type = (msrs: Readonly<Record<number, bigint>>, gpa: number) =>
-    mtrrType((index) => msrs[index] ?? 0n, gpa);
-  const enabled = 0xc06n;
-
-  test('disabled: uncacheable', () => assert.equal(type({ 767: 6n }, 0), 0));
-  test('fixed ranges count below 1 MiB', () => {
-    const msrs = { 767: enabled, 592: 0x0605040100060606n, 601: 0x01n << 56n, 623: 5n << 56n };
-    assert.equal(type(msrs, 0), 6);
-    assert.equal(type(msrs, 0x30000), 0);
-    assert.equal(type(msrs, 0x7ffff), 6);
-    assert.equal(type(msrs, 0xbc000), 1);
-    assert.equal(type(msrs, 0xff000), 5);
-    assert.equal(type({ ...msrs, 767: 0x806n }, 0x30000), 6, 'disabled on their own');
-  });
-  test('variable ranges, and what wins where they overlap', () => {
-    const range = (i: number, base: number, size: number, memoryType: number) => ({
-      [0x200 + 2 * i]: BigInt(base + memoryType),
-      [0x201 + 2 * i]: (((1n << 40n) - BigInt(size)) & ~0xfffn) | 0x800n,
-    });
-    const msrs = {
-      767: enabled,
-      ...range(0, 0x80000000, 0x80000000, 0),
-      ...range(1, 0xc0000000, 0x1000000, 1),
-    };
-    assert.equal(type(msrs, 0x7fffffff), 6);
-    assert.equal(type(msrs, 0x80000000), 0);
-    assert.equal(type(msrs, 0xc0000000), 0, 'uncacheable wins');
-    assert.equal(
-      type({ 767: enabled, ...range(0, 0, 0x1000000, 4), ...range(1, 0, 0x2000000, 6) }, 0x100000),
-      4,
     );
   });
 });

@@ -1,5 +1,14 @@
 import { getRegister, putRegister, regsOf } from '../../abi/state.ts';
-import { EFER_LMA } from '../../abi/x86.ts';
+import {
+  EFER_LMA,
+  hasErrorCode,
+  RFLAGS_IF,
+  RFLAGS_NT,
+  RFLAGS_RF,
+  RFLAGS_TF,
+  RFLAGS_VM,
+  VECTOR,
+} from '../../abi/x86.ts';
 import { KvmiError } from '../../error.ts';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import { type Paging, pagingOf } from '../../machine/paging.ts';
@@ -10,26 +19,12 @@ import { writeChangedRegisters } from './registers.ts';
 import { readBytes, writeBytes } from './stopped-memory.ts';
 import type { StoppedVcpu } from './stopped-vcpu.ts';
 
-const VECTOR_PF = 14;
-/** Vectors that push an error code (Intel SDM volume 3, table 6-1). */
-const WITH_ERROR_CODE = new Set([8, 10, 11, 12, 13, 14, 17, 21]);
 /** Traps: the pushed RFLAGS.RF is as it was; every other exception is a fault, for which it is set. */
-const TRAPS = new Set([3, 4]);
-
-const RFLAGS_TF = 1n << 8n;
-const RFLAGS_IF = 1n << 9n;
-const RFLAGS_NT = 1n << 14n;
-const RFLAGS_RF = 1n << 16n;
-const RFLAGS_VM = 1n << 17n;
+const TRAPS: ReadonlySet<number> = new Set([VECTOR.BP, VECTOR.OF]);
 
 /** Offsets in the 64-bit TSS. */
 const TSS_RSP0 = 4;
 const TSS_IST1 = 36;
-
-/** Whether a vector pushes an error code. */
-export function hasErrorCode(vector: number): boolean {
-  return WITH_ERROR_CODE.has(vector);
-}
 
 /**
  * Delivers an exception through the guest's IDT as the CPU does in 64-bit mode (Intel SDM volume 3, "64-Bit Mode Stack
@@ -81,7 +76,7 @@ export async function deliverException(
   if (switches) await gdb.writeRegister(index, 'ss', 0n);
   putRegister(wanted, 'rip', gate.handler);
   await writeChangedRegisters(gdb, index, regsOf(wanted), regsOf(block));
-  if (vector === VECTOR_PF) await gdb.writeRegister(index, 'cr2', address);
+  if (vector === VECTOR.PF) await gdb.writeRegister(index, 'cr2', address);
 }
 
 async function stackPointer(

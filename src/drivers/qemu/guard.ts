@@ -1,8 +1,10 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
+import type { ChildProcess } from 'node:child_process';
+import { spawnDetached } from '../../system/guard-process.ts';
 import type { QmpAddress } from './open-qmp.ts';
 import type { StubPlan } from './stub.ts';
 import type { Workspace } from './workspace.ts';
+
+const PROCESS = new URL('./guard-process.js', import.meta.url);
 
 /** What the guard has to know, one line of JSON each, in the order in which it happened. */
 export type JournalEntry =
@@ -53,21 +55,11 @@ export class Guard {
   }
 
   #start(): ChildProcess {
-    const script = fileURLToPath(new URL(`./guard-process${ownExtension()}`, import.meta.url));
-    const child = spawn(process.execPath, [script, this.#workspace.path], {
-      detached: true,
-      stdio: ['pipe', 'ignore', 'ignore'],
-    });
+    const child = spawnDetached(PROCESS, [this.#workspace.path], ['pipe', 'ignore', 'ignore']);
     // Without its guard a host goes on as before: it is told nothing that it could do about it.
     child.on('error', () => {});
     child.stdin!.on('error', () => {});
-    child.unref();
     (child.stdin as { unref?: () => void }).unref?.();
     return child;
   }
-}
-
-/** Compiled code runs compiled code. */
-function ownExtension(): string {
-  return import.meta.url.slice(import.meta.url.lastIndexOf('.'));
 }

@@ -1,8 +1,9 @@
 import { getRegister, STATE_SIZE } from '../../abi/state.ts';
+import { hasErrorCode } from '../../abi/x86.ts';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import type { Answer, Stop } from '../../machine/stops.ts';
 import type { Exception } from '../../machine/vcpu.ts';
-import { deliverException, hasErrorCode } from './exception-delivery.ts';
+import { deliverException } from './exception-delivery.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import type { RunControl } from './run-control.ts';
 import { StoppedMemory } from './stopped-memory.ts';

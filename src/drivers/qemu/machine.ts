@@ -1,7 +1,7 @@
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { attachedAlready } from '../../machine/busy.ts';
-import { type Capabilities, requireCapability } from '../../machine/capabilities.ts';
+import { type Capabilities, requireCapability, requireTrap } from '../../machine/capabilities.ts';
 import type { Machine, MachineHandler } from '../../machine/machine.ts';
 import { type BackedRegion, RegionMemory } from '../../machine/region-memory.ts';
 import type { Answer, Stop, Trap } from '../../machine/stops.ts';
@@ -151,24 +151,16 @@ export class QemuMachine implements Machine {
   }
 
   async arm(trap: Trap): Promise<void> {
+    requireTrap(this.#capabilities, trap);
     switch (trap.kind) {
       case 'breakpoint':
-        requireCapability(this.#capabilities, trap.kind);
         return this.#control.exclusive((gdb) => this.#breakpoints.arm(trap.vcpu.index, gdb));
       case 'singlestep':
-        requireCapability(this.#capabilities, trap.kind);
         return this.#setStepping(trap.vcpu.index, true);
       case 'cr':
       case 'msr':
       case 'xsetbv':
-        requireCapability(this.#capabilities, trap.kind);
         return this.#control.exclusive((gdb) => this.#instructions[trap.kind].arm(trap, gdb));
-      case 'page':
-        return this.#armPage(trap.access);
-      case 'cpuid':
-        return requireCapability(this.#capabilities, 'cpuid-event');
-      default:
-        return requireCapability(this.#capabilities, trap.kind);
     }
   }
 
@@ -195,13 +187,6 @@ export class QemuMachine implements Machine {
     this.#qmp.close();
     for (const source of this.#ram.values()) source.close();
     this.#workspace.remove();
-  }
-
-  #armPage(access: number): void {
-    const names = ['page-read', 'page-write', 'page-execute'] as const;
-    names.forEach((name, bit) => {
-      if (!(access & (1 << bit))) requireCapability(this.#capabilities, name);
-    });
   }
 
   #setStepping(vcpu: number, on: boolean): Promise<void> {

@@ -1,5 +1,6 @@
 import { SREGS_OFFSET } from '../../abi/state.ts';
 import { kvmSregs, NUMBERED_REGISTERS } from '../../abi/x86.ts';
+import { mtrrType } from '../../machine/mtrr.ts';
 import {
   type CpuState,
   clearBlock,
@@ -12,7 +13,6 @@ import {
   type SegmentName,
 } from './cpu-state.ts';
 import type { CpuSections, Section } from './device-state.ts';
-import { mtrrType } from './mtrr.ts';
 import { writeXsave } from './xsave.ts';
 
 /** Where the value of an MSR is: a field of the section, with what it is when QEMU left the field out. */

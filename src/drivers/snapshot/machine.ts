@@ -15,6 +15,7 @@ import {
   type MachineHandler,
   type PhysicalMemory,
   RegionMemory,
+  requireTrap,
   type Trap,
   type Vcpu,
 } from '../../machine/index.ts';
@@ -75,8 +76,8 @@ export class SnapshotMachine implements Machine {
     this.#handler = undefined;
   }
 
-  arm(trap: Trap): never {
-    throw new CapabilityError(trap.kind === 'page' ? 'page-read' : capabilityOf(trap), STOPPED);
+  arm(trap: Trap): void {
+    requireTrap(this.capabilities, trap);
   }
 
   disarm(): void {}
@@ -87,10 +88,6 @@ export class SnapshotMachine implements Machine {
     handler?.closed();
     this.#file.close();
   }
-}
-
-function capabilityOf({ kind }: Exclude<Trap, { kind: 'page' }>): CapabilityName {
-  return kind === 'cpuid' ? 'cpuid-event' : kind;
 }
 
 function readOnly(memory: RegionMemory): PhysicalMemory {

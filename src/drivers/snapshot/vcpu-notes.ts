@@ -8,7 +8,7 @@ import {
   SREGS_OFFSET,
   STATE_SIZE,
 } from '../../abi/state.ts';
-import { kvmSregs } from '../../abi/x86.ts';
+import { CR0_PG, CR4_PAE, kvmSregs } from '../../abi/x86.ts';
 
 /*
  * The note that QEMU writes for each vCPU (target/i386/arch_dump.c): general registers, segments, control registers
@@ -44,8 +44,6 @@ const TABLES_AT = SEGMENTS_AT + 8 * 24;
 const CONTROL_AT = TABLES_AT + 2 * 24;
 const GS_BASE_AT = CONTROL_AT + 5 * 8;
 
-const CR0_PG = 1n << 31n;
-const CR4_PAE = 1n << 5n;
 /** SCE, LME, LMA, NXE: what a 64-bit kernel runs with. */
 const LONG_MODE = 0xd01n;
 

@@ -1,5 +1,5 @@
+import { VECTOR } from '../../../abi/x86.ts';
 import { type Answer, PAGE_SHIFT } from '../../../machine/index.ts';
-import { VECTOR } from './constants.ts';
 import { completeCr, completeMsr } from './control.ts';
 import type { Cpu } from './cpu.ts';
 import { GuestEvent } from './event.ts';

@@ -24,35 +24,6 @@ export const ARITHMETIC_FLAGS = FLAG.CF | FLAG.PF | FLAG.AF | FLAG.ZF | FLAG.SF 
 /** The other flags that exist; everything else reads as zero, but bit 1 as one. */
 export const SYSTEM_FLAGS = FLAG.TF | FLAG.IF | FLAG.DF | FLAG.IOPL | FLAG.NT | FLAG.RF | FLAG.AC | FLAG.ID;
 
-/** Exception vectors. */
-export const VECTOR = {
-  DE: 0,
-  DB: 1,
-  NMI: 2,
-  BP: 3,
-  OF: 4,
-  BR: 5,
-  UD: 6,
-  NM: 7,
-  DF: 8,
-  TS: 10,
-  NP: 11,
-  SS: 12,
-  GP: 13,
-  PF: 14,
-  MF: 16,
-  AC: 17,
-  MC: 18,
-  XM: 19,
-  VE: 20,
-  CP: 21,
-} as const;
-
-/** Whether the processor pushes an error code with this exception. */
-export function hasErrorCode(vector: number): boolean {
-  return vector === VECTOR.DF || (vector >= VECTOR.TS && vector <= VECTOR.PF) || vector === VECTOR.AC;
-}
-
 export const CR0 = {
   PE: 1,
   MP: 1 << 1,

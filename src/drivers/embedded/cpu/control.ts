@@ -1,5 +1,6 @@
+import { VECTOR } from '../../../abi/x86.ts';
 import { type Answer, DESCRIPTOR_TABLE, type InterceptedCr } from '../../../machine/index.ts';
-import { CR0, CR0_KNOWN, CR4, CR4_KNOWN, EFER, PHYSICAL_BITS, VECTOR, XCR0_KNOWN } from './constants.ts';
+import { CR0, CR0_KNOWN, CR4, CR4_KNOWN, EFER, PHYSICAL_BITS, XCR0_KNOWN } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import type { Op, Run } from './op.ts';
 import { raise, requireRing0, undefinedOpcode } from './raise.ts';

@@ -1,4 +1,5 @@
-import { FLAG, VECTOR } from './constants.ts';
+import { VECTOR } from '../../../abi/x86.ts';
+import { FLAG } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { checkGateSegment, gatePrivilege, setCodeSegment } from './descriptors.ts';
 import { GuestEvent } from './event.ts';

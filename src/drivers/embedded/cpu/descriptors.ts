@@ -1,4 +1,4 @@
-import { VECTOR } from './constants.ts';
+import { VECTOR } from '../../../abi/x86.ts';
 import type { Cpu } from './cpu.ts';
 import { readSystem32, writeSystem32 } from './mmu.ts';
 import { raise } from './raise.ts';

@@ -1,5 +1,5 @@
+import { VECTOR } from '../../../abi/x86.ts';
 import { ALU, compute8, compute16, compute32, compute64 } from './alu.ts';
-import { VECTOR } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import {
   modify8,

@@ -1,6 +1,6 @@
+import { VECTOR } from '../../../abi/x86.ts';
 import { ACCESS } from '../../../machine/index.ts';
 import { UNBACKED } from '../memory.ts';
-import { VECTOR } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { walk } from './paging.ts';
 import { raise } from './raise.ts';

@@ -1,4 +1,4 @@
-import { CR0, EFER, PHYSICAL_BITS } from './constants.ts';
+import { CR0, EFER } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { FS_BASE, GS_BASE } from './slots.ts';
 import { highHalf, isCanonical, join64, lowHalf } from './wide.ts';
@@ -251,39 +251,5 @@ export class Msrs {
     if (!this.accepts(index, lo, hi)) return false;
     this.write(index, lo, hi);
     return true;
-  }
-
-  /** Memory type of a physical address from the MTRRs. */
-  memoryType(gpa: number): number {
-    const defaults = Number(this.get(MSR.MTRR_DEFAULT)!);
-    const enabled = (defaults & 0x800) !== 0;
-    if (!enabled) return 0;
-    const fixed = (defaults & 0x400) !== 0 && gpa < 0x10_0000 ? this.#fixedType(gpa) : undefined;
-    return fixed ?? this.#variableType(gpa) ?? defaults & 0xff;
-  }
-
-  #fixedType(gpa: number): number {
-    const [index, unit] =
-      gpa < 0x8_0000
-        ? [MSR.MTRR_FIX64K, gpa / 0x1_0000]
-        : gpa < 0xc_0000
-          ? [MSR.MTRR_FIX16K + Math.floor((gpa - 0x8_0000) / 0x2_0000), (gpa % 0x2_0000) / 0x4000]
-          : [MSR.MTRR_FIX4K + Math.floor((gpa - 0xc_0000) / 0x8000), (gpa % 0x8000) / 0x1000];
-    return Number((this.get(index)! >> BigInt(8 * Math.floor(unit))) & 0xffn);
-  }
-
-  /** Of overlapping ranges the uncacheable one wins, then the write-through one. */
-  #variableType(gpa: number): number | undefined {
-    let type: number | undefined;
-    for (let i = 0; i < VARIABLE_MTRRS; i++) {
-      const base = this.get(MSR.MTRR_BASE0 + 2 * i)!;
-      const mask = this.get(MSR.MTRR_BASE0 + 2 * i + 1)!;
-      if ((mask & 0x800n) === 0n) continue;
-      const pages = (mask >> 12n) & ((1n << BigInt(PHYSICAL_BITS - 12)) - 1n);
-      if (((BigInt(gpa) >> 12n) & pages) !== ((base >> 12n) & pages)) continue;
-      const found = Number(base & 0xffn);
-      type = type === undefined ? found : Math.min(type, found);
-    }
-    return type;
   }
 }

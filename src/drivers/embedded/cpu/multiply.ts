@@ -1,4 +1,4 @@
-import { VECTOR } from './constants.ts';
+import { VECTOR } from '../../../abi/x86.ts';
 import type { Cpu } from './cpu.ts';
 import type { Op, SizedRun } from './op.ts';
 import { load8, load16, load32, load64 } from './operand.ts';

@@ -1,4 +1,4 @@
-import { hasErrorCode, VECTOR } from './constants.ts';
+import { hasErrorCode, VECTOR } from '../../../abi/x86.ts';
 import type { Cpu } from './cpu.ts';
 import { FAULT } from './signals.ts';
 

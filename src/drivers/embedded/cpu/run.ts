@@ -1,5 +1,6 @@
+import { VECTOR } from '../../../abi/x86.ts';
 import { goOn } from './branch.ts';
-import { FLAG, VECTOR } from './constants.ts';
+import { FLAG } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { deliver } from './deliver.ts';
 import { GuestEvent } from './event.ts';

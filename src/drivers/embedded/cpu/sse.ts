@@ -1,4 +1,5 @@
-import { CR0, CR4, VECTOR } from './constants.ts';
+import { VECTOR } from '../../../abi/x86.ts';
+import { CR0, CR4 } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { read32, read64, read128, write32, write64, write128 } from './mmu.ts';
 import type { Op, Run } from './op.ts';

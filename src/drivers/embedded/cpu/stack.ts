@@ -1,4 +1,5 @@
-import { ARITHMETIC_FLAGS, CR4, FLAG, SYSTEM_FLAGS, VECTOR } from './constants.ts';
+import { VECTOR } from '../../../abi/x86.ts';
+import { ARITHMETIC_FLAGS, CR4, FLAG, SYSTEM_FLAGS } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { getFlags, setArithmeticFlags } from './flags.ts';
 import { read16, read32, read64, write16, write32, write64 } from './mmu.ts';

@@ -1,5 +1,6 @@
+import { VECTOR } from '../../../abi/x86.ts';
 import { goOn } from './branch.ts';
-import { CR0, CR4, FLAG, VECTOR } from './constants.ts';
+import { CR0, CR4, FLAG } from './constants.ts';
 import { checkDescriptorTrap } from './control.ts';
 import type { Cpu } from './cpu.ts';
 import { cpuidLeaf } from './cpuid.ts';

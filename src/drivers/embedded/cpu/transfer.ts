@@ -1,5 +1,6 @@
+import { VECTOR } from '../../../abi/x86.ts';
 import { goOn } from './branch.ts';
-import { EFER, FLAG, SYSTEM_FLAGS, VECTOR } from './constants.ts';
+import { EFER, FLAG, SYSTEM_FLAGS } from './constants.ts';
 import type { Cpu } from './cpu.ts';
 import { checkCodeSegment, isLong, loadDataSegment, setCodeSegment } from './descriptors.ts';
 import { getFlags, setArithmeticFlags, setFlags } from './flags.ts';

@@ -1,6 +1,4 @@
-import { POLL, SYS } from '../../../abi/linux.ts';
-import { check, libc } from '../../../system/libc.ts';
-import { pump } from '../../../system/pump.ts';
+import { whenEnded } from '../../../system/guard-process.ts';
 import { machineOf } from '../attach.ts';
 import { undoSlots } from '../slots/slot-undo.ts';
 import { VmFile } from '../slots/vm-file.ts';
@@ -20,16 +18,13 @@ const [tracer, pid, vm] = process.argv.slice(2).map(Number) as [number, number, 
 const machine = machineOf(new VmFile(pid, vm), { unsafe: true, liftFilters: true });
 // Everything is looked up before it is needed: there is not much time then.
 machine.prepare();
-const pidfd = check(Number(libc().syscall(SYS.pidfd_open, tracer, 0, 0, 0, 0, 0)), 'pidfd_open');
-const watch = pump.watch(pidfd, POLL.IN, () => {
-  watch.stop();
+whenEnded(tracer, () => {
   // Breakpoints first: vCPUs wait for them, and nothing else can fail before.
   const filtered = undoJournal(JOURNAL, machine.vmm.memory);
   putSlotsBack();
   if (!filtered) process.exit();
   void machine.clearMsrFilter().then(() => process.exit());
 });
-process.stdout.write('ready\n');
 
 /** A VMM that is going needs no slots; its other traps are taken back all the same. */
 function putSlotsBack(): void {

@@ -1,5 +1,6 @@
 import { KVM_EXIT, kvmDebugExit, kvmMsrExit } from '../../../abi/kvm.ts';
 import { STATE_SIZE } from '../../../abi/state.ts';
+import { VECTOR } from '../../../abi/x86.ts';
 import { type Awaitable, then } from '../../../awaitable.ts';
 import {
   ACCESS,
@@ -16,7 +17,6 @@ import type { KvmVcpu } from '../vcpu.ts';
 import { DR6 } from './guest-debug.ts';
 import type { Traps } from './traps.ts';
 
-const BREAKPOINT_VECTOR = 3;
 const INT3_LENGTH = 1;
 /** All-ones on the wire. */
 const NO_GPA = 2 ** 64;
@@ -74,7 +74,7 @@ export class StopServer {
     const { page } = vcpu.thread!;
     if (page.exitReason === KVM_EXIT.X86_WRMSR) return this.#msrStop(vcpu);
     const { exception, pc } = kvmDebugExit.read(page.exit, 0);
-    if (exception === BREAKPOINT_VECTOR) return this.#breakpointStop(vcpu, pc);
+    if (exception === VECTOR.BP) return this.#breakpointStop(vcpu, pc);
     this.#traps.steppedOver(vcpu);
     return this.#traps.isSingleStepping(vcpu) ? { kind: 'singlestep', failed: false } : undefined;
   }
@@ -128,7 +128,7 @@ export class StopServer {
         writeMsr(vcpu, stop.msr, action === 'refuse' ? undefined : (value ?? stop.new));
         break;
       case 'breakpoint':
-        if (action === 'continue') vcpu.deliver(BREAKPOINT_VECTOR);
+        if (action === 'continue') vcpu.deliver(VECTOR.BP);
         break;
       case 'page':
         if (this.#traps.pages.answered(vcpu, action === 'continue' ? 'go on' : 'again')) {
@@ -147,7 +147,7 @@ function crash(vcpu: KvmVcpu): void {
 function isDebugRegisterHit({ thread }: KvmVcpu): boolean {
   if (thread!.page.exitReason !== KVM_EXIT.DEBUG) return false;
   const { exception, dr6 } = kvmDebugExit.read(thread!.page.exit, 0);
-  return exception !== BREAKPOINT_VECTOR && (dr6 & DR6.SINGLESTEP) === 0n;
+  return exception !== VECTOR.BP && (dr6 & DR6.SINGLESTEP) === 0n;
 }
 
 /** Carries out a write to an MSR that nobody is to be told of. */

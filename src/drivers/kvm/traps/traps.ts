@@ -1,6 +1,6 @@
 import { type Awaitable, isPending, then } from '../../../awaitable.ts';
 import { ACCESS, PAGE_SIZE, type Trap } from '../../../machine/index.ts';
-import { Guard } from '../guards/guard.ts';
+import { GuardProcess } from '../../../system/guard-process.ts';
 import { Journal } from '../guards/journal.ts';
 import type { VmmMemory } from '../slots/memory.ts';
 import type { VcpuThread } from '../thread/vcpu-thread.ts';
@@ -12,6 +12,8 @@ import { MsrFilter } from './msr-filter.ts';
 import { PageAccesses } from './page-accesses.ts';
 import { PageSlots, type Stillness } from './page-slots.ts';
 import { PageTraps } from './page-traps.ts';
+
+const GUARD = new URL('../guards/guard-main.js', import.meta.url);
 
 /** What is armed on one vCPU. */
 interface Armed {
@@ -30,7 +32,7 @@ export class Traps {
   readonly #vmm: Vmm;
   readonly #armed = new Map<KvmVcpu, Armed>();
   readonly #msrs = new MsrFilter();
-  #guard: Promise<Guard> | undefined;
+  #guard: Promise<GuardProcess> | undefined;
   #journal: Journal | undefined;
   /** Resolves when the accesses of pages are what they were asked to be. */
   #changing: Promise<void> | undefined;
@@ -266,9 +268,9 @@ export class Traps {
   }
 
   /** Starts the process that cleans up after this one. */
-  #guarded(): Promise<Guard> {
+  #guarded(): Promise<GuardProcess> {
     this.#journal ??= new Journal();
-    this.#guard ??= Guard.start(this.#vmm.pid, this.vmFd, this.#journal).catch((error) => {
+    this.#guard ??= GuardProcess.start(GUARD, [this.#vmm.pid, this.vmFd], this.#journal.fd).catch((error) => {
       this.#guard = undefined;
       throw error;
     });
