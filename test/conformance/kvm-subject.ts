@@ -12,6 +12,7 @@ const MAILBOX = 0x20000;
 const DONE = 4;
 const RESULT = 8;
 const TEST_PAGE = 0x30000;
+const MSR_MISC_FEATURES = 0x140;
 
 /** The numbers that the guest knows actions by; what it cannot do is nothing that stock KVM reports. */
 const ACTIONS: { readonly [A in GuestAction]?: number } = {
@@ -38,6 +39,7 @@ async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
     machine,
     guest: {
       testPage: { gpa: TEST_PAGE, gva: BigInt(TEST_PAGE) },
+      msr: MSR_MISC_FEATURES,
       // movb $0x42, %es:0
       writeLength: 6,
       ...(emulated && {

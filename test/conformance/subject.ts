@@ -24,6 +24,8 @@ export type GuestAction =
 export interface SubjectGuest {
   /** A page that nothing but the page actions touches. */
   readonly testPage: { readonly gpa: number; readonly gva: bigint };
+  /** The register that the action `msr` writes, each time to another value. */
+  readonly msr?: number;
   /** Bytes of the instruction that writes to it, where the guest can. */
   readonly writeLength?: number;
   /** Why a page stop for a write may come after the write, against the contract; undefined when it comes before. */
