@@ -98,7 +98,7 @@ async function attachBare({ machine }: Rig, stops: Stop['kind'][]): Promise<void
   await patiently(requested.promise, 'a request of a handler that has nothing armed');
 }
 
-/** Armed, seen to fire, unhooked; the same action again is nobody's business. */
+/** Armed, seen to fire, unhooked: the same action again is nobody's business, whether somebody is attached or not. */
 function gone({ kind, event, needs, action, dialects, arm }: Armed): Row {
   return {
     rows: 'x',
@@ -112,8 +112,11 @@ function gone({ kind, event, needs, action, dialects, arm }: Armed): Row {
       if (arm) assert.equal(await arm(rig), 0, `arming ${kind}`);
       const done = rig.guest.act(action);
       await rig.peer.event(event);
+      assert.notEqual(await rig.guest.isDebugged?.(), false, 'what is armed can be seen');
       await rig.unhook();
       await patiently(done, `${action}, which UNHOOK lets go on`);
+      assert.notEqual(await rig.guest.isDebugged?.(), true, 'nobody holds the VMM after UNHOOK');
+      await patiently(rig.guest.act(action), `${action} with nobody attached`);
 
       const stops: Stop['kind'][] = [];
       await attachBare(rig, stops);

@@ -178,12 +178,11 @@ const INTERCEPTED: readonly Row[] = [
       if (event.data.gva !== UNKNOWN_GVA) assert.equal(event.data.gva & ~0xfffn, gva);
       assert.equal(event.data.access & 2, 2, 'a write');
       assert.equal(await testByte(rig), 0, 'the write has not happened');
-      await access(rig, 3);
+      await access(rig, ACCESS.all);
       rig.peer.reply(event, 'retry', rig.dialect.name === 'v7' ? PF_REPLY : {});
       await patiently(done, 'the write');
       assert.notEqual(await testByte(rig), 0, 'the write happened after the retry');
       await rig.enable('PF', 0);
-      await access(rig, 7);
     },
   ),
   hooked(
@@ -227,7 +226,7 @@ const INTERCEPTED: readonly Row[] = [
   hooked(
     'x',
     'PF: reads and fetches',
-    { needs: ['page-read', 'page-execute'], actions: ['read-page', 'execute-page'] },
+    { needs: ['page-read', 'page-write', 'page-execute'], actions: ['read-page', 'execute-page'] },
     async (rig) => {
       await rig.enable('PF');
       for (const [action, allowed, bit] of [
@@ -259,7 +258,7 @@ const INTERCEPTED: readonly Row[] = [
   hooked(
     'x',
     'PF: the tool hides memory from a read',
-    { dialects: ['v7'], needs: ['page-read'], actions: ['read-page'] },
+    { dialects: ['v7'], needs: ['page-read', 'page-write', 'page-execute'], actions: ['read-page'] },
     async (rig) => {
       const { gpa, gva } = rig.guest.testPage;
       await rig.peer.command('VM_WRITE_PHYSICAL', { gpa, size: 8, data: new Uint8Array(8).fill(0x11) });

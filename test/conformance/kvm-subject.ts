@@ -1,7 +1,9 @@
+import { readdirSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { getU32, putU32 } from '../../src/abi/bytes.ts';
 import { kvmFlavour } from '../../src/drivers/kvm/flavour.ts';
 import { attachKvm } from '../../src/drivers/kvm/index.ts';
+import { statusNumber } from '../../src/system/proc.ts';
 import { missing } from '../kvm/kit.ts';
 import { MicroVm } from '../kvm/micro-vm.ts';
 import type { GuestAction, RunningSubject, Subject } from './subject.ts';
@@ -55,6 +57,7 @@ async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
         while (word(DONE) === before) await delay(1);
         return BigInt(word(RESULT));
       },
+      isDebugged: async () => threadsOf(vmm.pid).some((tid) => statusNumber(tid, 'TracerPid') !== 0),
       hold: () => vmm.tell('hold'),
       release: () => vmm.tell('release'),
       addVcpu: () => vmm.tell('addVcpu'),
@@ -64,6 +67,10 @@ async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
       await vmm.stop();
     },
   };
+}
+
+function threadsOf(pid: number): number[] {
+  return readdirSync(`/proc/${pid}/task`).map(Number);
 }
 
 /** A device manager of our own whose guest runs on this host's /dev/kvm, attached to. */

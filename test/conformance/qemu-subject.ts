@@ -6,6 +6,7 @@ import { openQemu } from '../../src/drivers/qemu/index.ts';
 import { symbolsOf } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 import { MiniKernelVm, whyNoMiniKernelVm } from '../kit/mini-kernel-vm.ts';
+import { isStubUsed } from '../kit/qemu-stub.ts';
 import { MINI_KERNEL_PAGE, miniKernelActions } from './mini-kernel-actions.ts';
 import type { GuestAction, RunningSubject, Subject, SubjectGuest } from './subject.ts';
 
@@ -54,6 +55,7 @@ async function startLinux(): Promise<RunningSubject> {
       await vm.run(COMMANDS[action]!);
       return 0n;
     },
+    isDebugged: () => isStubUsed(vm.monitor),
   };
   return {
     machine,
@@ -89,6 +91,7 @@ async function startMiniKernel(): Promise<RunningSubject> {
       ...MINI_KERNEL_PAGE,
       msr: MSR_SYSENTER_CS,
       cannot: () => undefined,
+      isDebugged: () => vm.isDebugged(),
       act: miniKernelActions(MSR_SYSENTER_CS, (...call) => vm.act(...call)),
     },
     async close() {

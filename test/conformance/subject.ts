@@ -34,6 +34,11 @@ export interface SubjectGuest {
   cannot(action: GuestAction): string | undefined;
   /** Asks for an action; resolves when the guest has done it, with its result. */
   act(action: GuestAction): Promise<bigint>;
+  /**
+   * Whether the VMM is in a debugger's hands, as anybody on the host can see: its gdbstub is in use, its threads are
+   * traced. Undefined where the VM has no process of its own.
+   */
+  readonly isDebugged?: () => Promise<boolean>;
   /** Takes the vCPUs out of the guest, as a device manager that does not call KVM_RUN. Undefined: not possible. */
   readonly hold?: () => Promise<void>;
   readonly release?: () => Promise<void>;

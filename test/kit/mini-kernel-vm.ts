@@ -7,6 +7,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { getU64, putU64 } from '../../src/abi/bytes.ts';
 import { kernelAddress, kernelNumber, miniKernelImage } from '../../src/drivers/embedded/index.ts';
+import { UnixQmp } from '../../src/drivers/qemu/unix-qmp.ts';
+import { isStubUsed } from './qemu-stub.ts';
 
 const QEMU = 'qemu-system-x86_64';
 /** The root of the checkout: this file is run from dist/test/kit. */
@@ -41,6 +43,7 @@ function assemble(directory: string): string {
 export class MiniKernelVm {
   /** A QMP socket that nobody uses. */
   readonly qmp: string;
+  readonly #ownQmp: string;
   readonly #process: ChildProcess;
   readonly #directory: string;
   readonly #memory: number;
@@ -48,7 +51,6 @@ export class MiniKernelVm {
   /** Resolves when the kernel is up. */
   static async boot(): Promise<MiniKernelVm> {
     const directory = mkdtempSync(join(tmpdir(), 'kvmi-mini-kernel-'));
-    const qmp = join(directory, 'qmp');
     const file = join(directory, 'memory');
     const memory = openSync(file, 'w+');
     ftruncateSync(memory, MEMORY_MIB << 20);
@@ -57,26 +59,17 @@ export class MiniKernelVm {
     const child = spawn(
       QEMU,
       [
-        ...[
-          '-accel',
-          'tcg',
-          '-cpu',
-          'max',
-          '-m',
-          size,
-          '-object',
-          backend,
-          '-machine',
-          'pc,memory-backend=ram0',
-        ],
+        ...['-accel', 'tcg', '-cpu', 'max', '-m', size],
+        ...['-object', backend, '-machine', 'pc,memory-backend=ram0'],
         ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none', '-name', 'guest=kvmi-test'],
-        ...['-kernel', assemble(directory), '-qmp', `unix:${qmp},server=on,wait=off`],
+        ...['-kernel', assemble(directory)],
+        ...['qmp', 'qmp-kit'].flatMap((name) => ['-qmp', `unix:${join(directory, name)},server=on,wait=off`]),
       ],
       { stdio: 'ignore' },
     );
     live.add(child);
     child.once('exit', () => live.delete(child));
-    const vm = new MiniKernelVm(child, directory, qmp, memory);
+    const vm = new MiniKernelVm(child, directory, memory);
     try {
       await vm.act('nop', 0n, 0n, START_MS);
     } catch (error) {
@@ -86,10 +79,11 @@ export class MiniKernelVm {
     return vm;
   }
 
-  private constructor(child: ChildProcess, directory: string, qmp: string, memory: number) {
+  private constructor(child: ChildProcess, directory: string, memory: number) {
     this.#process = child;
     this.#directory = directory;
-    this.qmp = qmp;
+    this.qmp = join(directory, 'qmp');
+    this.#ownQmp = join(directory, 'qmp-kit');
     this.#memory = memory;
   }
 
@@ -107,6 +101,16 @@ export class MiniKernelVm {
       await delay(1);
     }
     return this.#field('result');
+  }
+
+  /** Whether somebody uses QEMU's gdbstub. */
+  async isDebugged(): Promise<boolean> {
+    const monitor = await UnixQmp.connect(this.#ownQmp);
+    try {
+      return await isStubUsed(monitor);
+    } finally {
+      monitor.close();
+    }
   }
 
   /** Ends QEMU and removes what it left. */
