@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { getU32, putU32 } from '../../src/abi/bytes.ts';
@@ -33,7 +34,7 @@ async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
   const { memory } = machine;
   const word = (at: number): number => {
     const bytes = new Uint8Array(4);
-    memory.read(MAILBOX + at, bytes);
+    assert.ok(memory.read(MAILBOX + at, bytes), 'the VMM has memory');
     return getU32(bytes, 0);
   };
   const emulated = kvmFlavour() === 'pvm';
