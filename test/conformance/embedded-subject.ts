@@ -13,13 +13,14 @@ async function start(vcpus: number, late: boolean): Promise<RunningSubject> {
   const machine: Machine = late ? new LateMachine(embedded) : embedded;
   const kernel = new MiniKernel(embedded);
   embedded.start();
-  const act = miniKernelActions(MSR_MISC_FEATURES, async (...call) => {
-    if (call[0] === 'execute') embedded.memory.write(MINI_KERNEL_PAGE.testPage.gpa, RET);
+  const call = async (action: string, arg0?: bigint, arg1?: bigint): Promise<bigint> => {
+    if (action === 'execute') embedded.memory.write(MINI_KERNEL_PAGE.testPage.gpa, RET);
     const before = kernel.done();
-    kernel.post(...call);
+    kernel.post(action, arg0, arg1);
     while (kernel.done() === before) await turn();
     return kernel.result();
-  });
+  };
+  const act = miniKernelActions(MSR_MISC_FEATURES, call);
   await act('noop');
   return {
     machine,
@@ -30,8 +31,14 @@ async function start(vcpus: number, late: boolean): Promise<RunningSubject> {
       act,
       hold: async () => embedded.pause(),
       release: async () => embedded.resume(),
+      ...(vcpus > 1 && {
+        startVcpu: async () => {
+          await call('start_cpu', 1n);
+        },
+      }),
       async addVcpu() {
         const vcpu = await embedded.addVcpu();
+        // The identity map is gone, and the vCPU will not get far: its event has to come first.
         vcpu.start(kernelAddress('ap_code'));
       },
     },

@@ -42,6 +42,8 @@ export interface SubjectGuest {
   /** Takes the vCPUs out of the guest, as a device manager that does not call KVM_RUN. Undefined: not possible. */
   readonly hold?: () => Promise<void>;
   readonly release?: () => Promise<void>;
+  /** Starts vCPU 1, which nobody has started before. Undefined: there is none. */
+  readonly startVcpu?: () => Promise<void>;
   /** Adds a vCPU and starts it. Present where the capability create-vcpu is. */
   readonly addVcpu?: () => Promise<void>;
 }

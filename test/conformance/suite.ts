@@ -34,6 +34,7 @@ export function reasonToSkip(row: Row, { machine, guest }: RunningSubject): stri
   }
   if (row.beforeWrite && guest.lateWrites) return guest.lateWrites;
   if (row.holds && !guest.hold) return 'the device manager of this driver cannot keep vCPUs out of KVM_RUN';
+  if (row.starts && !guest.startVcpu) return 'every vCPU of this guest is started';
   return undefined;
 }
 

@@ -83,7 +83,7 @@ export class Support {
     this.#driver = driver;
   }
 
-  machine({ capabilities }: Machine): void {
+  machine({ capabilities }: Pick<Machine, 'capabilities'>): void {
     this.#capabilities = capabilities;
   }
 
