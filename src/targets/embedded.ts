@@ -6,7 +6,8 @@ import type { Target } from './target.ts';
 export const EMBEDDED_TARGET: Target = {
   prefix: 'embedded',
   syntax: '[VCPUS]',
-  about: 'a small machine inside this process, with 1 vCPU or as many as given: no VM is needed',
+  about:
+    'a small machine inside this process, with 1 vCPU or as many as given, of which its kernel starts the first: no VM is needed',
   async open(rest): Promise<Machine> {
     const vcpus = rest === '' ? 1 : integer('embedded:VCPUS', 1, 64)(rest);
     const { createEmbeddedMachine, MiniKernel } = await import('../drivers/embedded/index.ts');

@@ -156,22 +156,4 @@ export const CLOSING_ROWS: readonly Row[] = [
       await rig.unhook();
     },
   },
-  {
-    rows: 'x',
-    title: 'nothing stays armed after UNHOOK',
-    needs: ['page-write', 'breakpoint', 'cr', 'msr'],
-    actions: ['write-page', 'int3', 'cr4', 'msr'],
-    async run(rig) {
-      await rig.hookAll();
-      for (const name of ['PF', 'BREAKPOINT', 'CR', 'MSR'] as const) await rig.enable(name);
-      const entries = [{ gpa: rig.guest.testPage.gpa, access: 0, visible: 1 }];
-      await rig.peer.command('VM_SET_PAGE_ACCESS', { view: 0, count: 1, entries });
-      await rig.peer.command('VCPU_CONTROL_CR', { cr: 4, enable: 1 }, 0);
-      await rig.peer.command('VCPU_CONTROL_MSR', { msr: 0x140, enable: 1 }, 0);
-      await rig.unhook();
-      for (const action of ['write-page', 'int3', 'cr4', 'msr'] as const) {
-        await patiently(rig.guest.act(action), `${action} without anybody hooked`);
-      }
-    },
-  },
 ];

@@ -1,62 +1,44 @@
 import { setImmediate as turn } from 'node:timers/promises';
-import {
-  createEmbeddedMachine,
-  kernelAddress,
-  kernelSymbol,
-  MiniKernel,
-} from '../../src/drivers/embedded/index.ts';
-import type { GuestAction, RunningSubject, Subject } from './subject.ts';
+import { createEmbeddedMachine, kernelAddress, MiniKernel } from '../../src/drivers/embedded/index.ts';
+import type { Machine } from '../../src/machine/index.ts';
+import { LateMachine } from '../kit/late-machine.ts';
+import { MINI_KERNEL_PAGE, miniKernelActions } from './mini-kernel-actions.ts';
+import type { RunningSubject, Subject } from './subject.ts';
 
-const CR4_OSXSAVE = 1n << 18n;
-const XCR0_AVX = 1n << 2n;
-const MSR_MISC_FEATURES = 0x140n;
+const MSR_MISC_FEATURES = 0x140;
 const RET = Uint8Array.of(0xc3);
 
-/** The mini kernel's actions, with their arguments. */
-const ACTIONS: { readonly [A in GuestAction]: readonly [name: string, arg0?: bigint, arg1?: bigint] } = {
-  noop: ['nop'],
-  int3: ['int3'],
-  vmcall: ['vmcall'],
-  'vmcall-other': ['vmcall_other'],
-  cr4: ['cr4', CR4_OSXSAVE],
-  cr3: ['cr3'],
-  msr: ['wrmsr', MSR_MISC_FEATURES, 1n],
-  xsetbv: ['xsetbv', XCR0_AVX],
-  sgdt: ['sgdt'],
-  lgdt: ['lgdt'],
-  cpuid: ['cpuid', 1n],
-  'write-page': ['write', 0n, 0x42n],
-  'read-page': ['read'],
-  'execute-page': ['execute'],
-  ud2: ['ud2'],
-  'take-exception': ['nop'],
-};
-
-async function start(vcpus: number): Promise<RunningSubject> {
-  const machine = createEmbeddedMachine({ vcpus });
-  const kernel = new MiniKernel(machine);
-  const testPage = { gpa: kernelAddress('test_page'), gva: kernelSymbol('test_page') };
-  machine.start();
-  const act = async (action: GuestAction): Promise<bigint> => {
-    if (action === 'execute-page') machine.memory.write(testPage.gpa, RET);
+async function start(vcpus: number, late: boolean): Promise<RunningSubject> {
+  const embedded = createEmbeddedMachine({ vcpus });
+  const machine: Machine = late ? new LateMachine(embedded) : embedded;
+  const kernel = new MiniKernel(embedded);
+  embedded.start();
+  const call = async (action: string, arg0?: bigint, arg1?: bigint): Promise<bigint> => {
+    if (action === 'execute') embedded.memory.write(MINI_KERNEL_PAGE.testPage.gpa, RET);
     const before = kernel.done();
-    kernel.post(...ACTIONS[action]);
+    kernel.post(action, arg0, arg1);
     while (kernel.done() === before) await turn();
     return kernel.result();
   };
+  const act = miniKernelActions(MSR_MISC_FEATURES, call);
   await act('noop');
   return {
     machine,
     guest: {
-      testPage,
-      // mov [rdi + test_page], al
-      writeLength: 6,
+      ...MINI_KERNEL_PAGE,
+      msr: MSR_MISC_FEATURES,
       cannot: () => undefined,
       act,
-      hold: async () => machine.pause(),
-      release: async () => machine.resume(),
+      hold: async () => embedded.pause(),
+      release: async () => embedded.resume(),
+      ...(vcpus > 1 && {
+        startVcpu: async () => {
+          await call('start_cpu', 1n);
+        },
+      }),
       async addVcpu() {
-        const vcpu = await machine.addVcpu();
+        const vcpu = await embedded.addVcpu();
+        // The identity map is gone, and the vCPU will not get far: its event has to come first.
         vcpu.start(kernelAddress('ap_code'));
       },
     },
@@ -69,8 +51,16 @@ export function embeddedSubject(vcpus: number): Subject {
   return {
     driver: vcpus === 1 ? 'embedded' : `embedded, ${vcpus} vCPUs`,
     unavailable: () => undefined,
-    start: () => start(vcpus),
+    start: () => start(vcpus, false),
     fresh: true,
     ...(vcpus === 1 && { documented: true }),
   };
 }
+
+/** The same machine as one behind a socket would be: nothing that may be a promise is there at once. */
+export const lateEmbeddedSubject: Subject = {
+  driver: 'embedded, answers later',
+  unavailable: () => undefined,
+  start: () => start(1, true),
+  fresh: true,
+};

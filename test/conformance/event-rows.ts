@@ -9,7 +9,6 @@ import { getRegister } from './state.ts';
 const OTHERS = ['v9', 'v12'] as const;
 /** All-ones: a driver may not know it. */
 const UNKNOWN_GVA = 2n ** 64n - 1n;
-const MSR_MISC_FEATURES = 0x140;
 const PF_REPLY = { ctx_addr: 0n, ctx_size: 0, rep_complete: 0, ctx_data: new Uint8Array(0) };
 
 /** kvm_regs of an event, changed. */
@@ -39,7 +38,9 @@ async function selectCr(rig: Rig, cr: number, enable: number): Promise<void> {
   assert.equal((await rig.peer.command('VCPU_CONTROL_CR', { cr, enable }, 0)).err, 0, `CR${cr} ${enable}`);
 }
 
-async function selectMsr(rig: Rig, msr: number, enable: number): Promise<void> {
+async function selectMsr(rig: Rig, enable: number): Promise<void> {
+  const { msr } = rig.guest;
+  assert.ok(msr !== undefined, 'a guest that can write an MSR says which');
   assert.equal((await rig.peer.command('VCPU_CONTROL_MSR', { msr, enable }, 0)).err, 0, `MSR ${enable}`);
 }
 
@@ -136,19 +137,19 @@ const INTERCEPTED: readonly Row[] = [
   }),
   hooked('73, 74', 'MSR', { needs: ['msr'], actions: ['msr'] }, async (rig) => {
     await rig.enable('MSR');
-    await selectMsr(rig, MSR_MISC_FEATURES, 1);
+    await selectMsr(rig, 1);
     const done = rig.guest.act('msr');
     const event = await rig.peer.event('MSR');
     assert.equal(event.size, rig.eventSize(24));
-    assert.equal(event.data.msr, MSR_MISC_FEATURES);
+    assert.equal(event.data.msr, rig.guest.msr);
     rig.peer.reply(event, 'continue', { new_val: event.data.old_value });
     assert.equal(await done, event.data.old_value, 'the guest reads back what the tool wrote');
-    await selectMsr(rig, MSR_MISC_FEATURES, 0);
+    await selectMsr(rig, 0);
     await rig.enable('MSR', 0);
   }),
   hooked('x', 'CONTINUE without a new value writes 0', { needs: ['msr'], actions: ['msr'] }, async (rig) => {
     await rig.enable('MSR');
-    await selectMsr(rig, MSR_MISC_FEATURES, 1);
+    await selectMsr(rig, 1);
     const done = rig.guest.act('msr');
     const event = await rig.peer.event('MSR');
     const reply = new Uint8Array(24);
@@ -157,7 +158,7 @@ const INTERCEPTED: readonly Row[] = [
     new DataView(reply.buffer).setUint32(4, event.seq, true);
     rig.peer.send(reply);
     assert.equal(await done, 0n);
-    await selectMsr(rig, MSR_MISC_FEATURES, 0);
+    await selectMsr(rig, 0);
     await rig.enable('MSR', 0);
   }),
   hooked(
@@ -177,12 +178,11 @@ const INTERCEPTED: readonly Row[] = [
       if (event.data.gva !== UNKNOWN_GVA) assert.equal(event.data.gva & ~0xfffn, gva);
       assert.equal(event.data.access & 2, 2, 'a write');
       assert.equal(await testByte(rig), 0, 'the write has not happened');
-      await access(rig, 3);
+      await access(rig, ACCESS.all);
       rig.peer.reply(event, 'retry', rig.dialect.name === 'v7' ? PF_REPLY : {});
       await patiently(done, 'the write');
       assert.notEqual(await testByte(rig), 0, 'the write happened after the retry');
       await rig.enable('PF', 0);
-      await access(rig, 7);
     },
   ),
   hooked(
@@ -226,7 +226,7 @@ const INTERCEPTED: readonly Row[] = [
   hooked(
     'x',
     'PF: reads and fetches',
-    { needs: ['page-read', 'page-execute'], actions: ['read-page', 'execute-page'] },
+    { needs: ['page-read', 'page-write', 'page-execute'], actions: ['read-page', 'execute-page'] },
     async (rig) => {
       await rig.enable('PF');
       for (const [action, allowed, bit] of [
@@ -258,7 +258,7 @@ const INTERCEPTED: readonly Row[] = [
   hooked(
     'x',
     'PF: the tool hides memory from a read',
-    { dialects: ['v7'], needs: ['page-read'], actions: ['read-page'] },
+    { dialects: ['v7'], needs: ['page-read', 'page-write', 'page-execute'], actions: ['read-page'] },
     async (rig) => {
       const { gpa, gva } = rig.guest.testPage;
       await rig.peer.command('VM_WRITE_PHYSICAL', { gpa, size: 8, data: new Uint8Array(8).fill(0x11) });

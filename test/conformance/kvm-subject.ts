@@ -1,7 +1,10 @@
+import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { getU32, putU32 } from '../../src/abi/bytes.ts';
 import { kvmFlavour } from '../../src/drivers/kvm/flavour.ts';
 import { attachKvm } from '../../src/drivers/kvm/index.ts';
+import { statusNumber } from '../../src/system/proc.ts';
 import { missing } from '../kvm/kit.ts';
 import { MicroVm } from '../kvm/micro-vm.ts';
 import type { GuestAction, RunningSubject, Subject } from './subject.ts';
@@ -12,6 +15,7 @@ const MAILBOX = 0x20000;
 const DONE = 4;
 const RESULT = 8;
 const TEST_PAGE = 0x30000;
+const MSR_MISC_FEATURES = 0x140;
 
 /** The numbers that the guest knows actions by; what it cannot do is nothing that stock KVM reports. */
 const ACTIONS: { readonly [A in GuestAction]?: number } = {
@@ -30,7 +34,7 @@ async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
   const { memory } = machine;
   const word = (at: number): number => {
     const bytes = new Uint8Array(4);
-    memory.read(MAILBOX + at, bytes);
+    assert.ok(memory.read(MAILBOX + at, bytes), 'the VMM has memory');
     return getU32(bytes, 0);
   };
   const emulated = kvmFlavour() === 'pvm';
@@ -38,6 +42,7 @@ async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
     machine,
     guest: {
       testPage: { gpa: TEST_PAGE, gva: BigInt(TEST_PAGE) },
+      msr: MSR_MISC_FEATURES,
       // movb $0x42, %es:0
       writeLength: 6,
       ...(emulated && {
@@ -53,6 +58,7 @@ async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
         while (word(DONE) === before) await delay(1);
         return BigInt(word(RESULT));
       },
+      isDebugged: async () => threadsOf(vmm.pid).some((tid) => statusNumber(tid, 'TracerPid') !== 0),
       hold: () => vmm.tell('hold'),
       release: () => vmm.tell('release'),
       addVcpu: () => vmm.tell('addVcpu'),
@@ -62,6 +68,10 @@ async function start(vcpus: number, unsafe: boolean): Promise<RunningSubject> {
       await vmm.stop();
     },
   };
+}
+
+function threadsOf(pid: number): number[] {
+  return readdirSync(`/proc/${pid}/task`).map(Number);
 }
 
 /** A device manager of our own whose guest runs on this host's /dev/kvm, attached to. */

@@ -5,8 +5,13 @@ import { join } from 'node:path';
 import { openQemu } from '../../src/drivers/qemu/index.ts';
 import { symbolsOf } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
+import { MiniKernelVm, whyNoMiniKernelVm } from '../kit/mini-kernel-vm.ts';
+import { isStubUsed } from '../kit/qemu-stub.ts';
+import { MINI_KERNEL_PAGE, miniKernelActions } from './mini-kernel-actions.ts';
 import type { GuestAction, RunningSubject, Subject, SubjectGuest } from './subject.ts';
 
+/** A register of the kernel that nothing uses, and that QEMU has. */
+const MSR_SYSENTER_CS = 0x174;
 const PROGRAM = '/bin/conformance-guest';
 
 /** What the program in the guest can do, on vCPU 0; everything else takes ring 0. A #BP of its own ends it. */
@@ -35,8 +40,8 @@ function whyNoCompiler(): string | undefined {
   }
 }
 
-async function startLinux(smp: number): Promise<RunningSubject> {
-  const vm = await LinuxGuest.boot({ smp, files: [{ path: PROGRAM, content: compile() }] });
+async function startLinux(): Promise<RunningSubject> {
+  const vm = await LinuxGuest.boot({ smp: 2, files: [{ path: PROGRAM, content: compile() }] });
   const frame = Number(await vm.run(`${PROGRAM} page & sleep 0.2`));
   const machine = await openQemu({ qmp: vm.qmp });
   const guest: SubjectGuest = {
@@ -50,6 +55,7 @@ async function startLinux(smp: number): Promise<RunningSubject> {
       await vm.run(COMMANDS[action]!);
       return 0n;
     },
+    isDebugged: () => isStubUsed(vm.monitor),
   };
   return {
     machine,
@@ -68,13 +74,38 @@ async function directMapOf(vm: LinuxGuest, frame: number): Promise<bigint> {
   return BigInt(text.split(':')[1]!.trim()) + BigInt(frame * 4096);
 }
 
-/** A Debian guest in an unmodified QEMU. */
-export function qemuSubject(smp: number): Subject {
+/** A Debian guest in an unmodified QEMU, with two vCPUs. */
+export const qemuLinuxSubject: Subject = {
+  driver: 'qemu (TCG, Linux, -smp 2)',
+  unavailable: () => whyNoLinuxGuest() ?? whyNoCompiler(),
+  start: startLinux,
+  fresh: false,
+};
+
+async function startMiniKernel(): Promise<RunningSubject> {
+  const vm = await MiniKernelVm.boot();
+  const machine = await openQemu({ qmp: vm.qmp });
   return {
-    driver: `qemu (TCG, -smp ${smp})`,
-    unavailable: () => whyNoLinuxGuest() ?? whyNoCompiler(),
-    start: () => startLinux(smp),
-    fresh: false,
-    ...(smp === 1 && { documented: true }),
+    machine,
+    guest: {
+      ...MINI_KERNEL_PAGE,
+      msr: MSR_SYSENTER_CS,
+      cannot: () => undefined,
+      isDebugged: () => vm.isDebugged(),
+      act: miniKernelActions(MSR_SYSENTER_CS, (...call) => vm.act(...call)),
+    },
+    async close() {
+      await machine.close();
+      await vm.kill();
+    },
   };
 }
+
+/** The mini kernel, which can cause every event, in an unmodified QEMU. */
+export const qemuSubject: Subject = {
+  driver: 'qemu (TCG, -smp 1)',
+  unavailable: whyNoMiniKernelVm,
+  start: startMiniKernel,
+  fresh: false,
+  documented: true,
+};

@@ -1,5 +1,5 @@
-import { qemuSubject } from './qemu-subject.ts';
+import { qemuLinuxSubject, qemuSubject } from './qemu-subject.ts';
 import { conformance } from './suite.ts';
 
-conformance(qemuSubject(1));
-conformance(qemuSubject(2));
+conformance(qemuSubject);
+conformance(qemuLinuxSubject);

@@ -97,6 +97,8 @@ export interface Row {
   readonly actions?: readonly GuestAction[];
   /** The vCPUs have to stand still at first. */
   readonly holds?: true;
+  /** vCPU 1 has to be one that is not started at first. */
+  readonly starts?: true;
   /** The stop for a write to the test page has to come before the write. */
   readonly beforeWrite?: true;
   run(rig: Rig): Promise<void>;
@@ -106,7 +108,7 @@ export interface Row {
 export function hooked(
   rows: string,
   title: string,
-  options: Pick<Row, 'dialects' | 'needs' | 'actions' | 'holds' | 'beforeWrite'>,
+  options: Pick<Row, 'dialects' | 'needs' | 'actions' | 'holds' | 'starts' | 'beforeWrite'>,
   run: (rig: Rig) => Promise<void>,
 ): Row {
   return {

@@ -24,6 +24,8 @@ export type GuestAction =
 export interface SubjectGuest {
   /** A page that nothing but the page actions touches. */
   readonly testPage: { readonly gpa: number; readonly gva: bigint };
+  /** The register that the action `msr` writes, each time to another value. */
+  readonly msr?: number;
   /** Bytes of the instruction that writes to it, where the guest can. */
   readonly writeLength?: number;
   /** Why a page stop for a write may come after the write, against the contract; undefined when it comes before. */
@@ -32,9 +34,16 @@ export interface SubjectGuest {
   cannot(action: GuestAction): string | undefined;
   /** Asks for an action; resolves when the guest has done it, with its result. */
   act(action: GuestAction): Promise<bigint>;
+  /**
+   * Whether the VMM is in a debugger's hands, as anybody on the host can see: its gdbstub is in use, its threads are
+   * traced. Undefined where the VM has no process of its own.
+   */
+  readonly isDebugged?: () => Promise<boolean>;
   /** Takes the vCPUs out of the guest, as a device manager that does not call KVM_RUN. Undefined: not possible. */
   readonly hold?: () => Promise<void>;
   readonly release?: () => Promise<void>;
+  /** Starts vCPU 1, which nobody has started before. Undefined: there is none. */
+  readonly startVcpu?: () => Promise<void>;
   /** Adds a vCPU and starts it. Present where the capability create-vcpu is. */
   readonly addVcpu?: () => Promise<void>;
 }

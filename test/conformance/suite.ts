@@ -1,6 +1,7 @@
 import { after, describe, test } from 'node:test';
 import type { CapabilityName, Machine } from '../../src/machine/index.ts';
 import type { DialectName } from '../../src/wire/index.ts';
+import { ARMED_ROWS } from './armed-rows.ts';
 import { CLOSING_ROWS } from './closing-rows.ts';
 import { EVENT_ROWS } from './event-rows.ts';
 import { REQUEST_ROWS } from './requests.ts';
@@ -17,6 +18,7 @@ export const ROWS: readonly Row[] = [
   ...VCPU_ROWS,
   ...EVENT_ROWS,
   ...CLOSING_ROWS,
+  ...ARMED_ROWS,
   ...V7_ROWS,
 ];
 
@@ -32,6 +34,7 @@ export function reasonToSkip(row: Row, { machine, guest }: RunningSubject): stri
   }
   if (row.beforeWrite && guest.lateWrites) return guest.lateWrites;
   if (row.holds && !guest.hold) return 'the device manager of this driver cannot keep vCPUs out of KVM_RUN';
+  if (row.starts && !guest.startVcpu) return 'every vCPU of this guest is started';
   return undefined;
 }
 

@@ -6,6 +6,11 @@ import { type CommandName, DIALECTS, type DialectName, type EventName } from '..
 
 const PAGE = join(import.meta.dirname, '..', '..', '..', 'docs', 'support.md');
 
+const WORKS = 'works';
+const NO_SUCH_MESSAGE = '–';
+const NO = 'no';
+const NOT_SHOWN = 'not shown';
+
 /** The capability without which a command or event is not available; what is not here needs none. */
 const CAPABILITY: { readonly [N in CommandName | EventName]?: CapabilityName } = {
   VM_WRITE_PHYSICAL: 'memory-write',
@@ -78,7 +83,7 @@ export class Support {
     this.#driver = driver;
   }
 
-  machine({ capabilities }: Machine): void {
+  machine({ capabilities }: Pick<Machine, 'capabilities'>): void {
     this.#capabilities = capabilities;
   }
 
@@ -86,25 +91,25 @@ export class Support {
     this.#seen.add(`${dialect} ${name}`);
   }
 
-  #cell(dialect: DialectName, name: CommandName | EventName): string {
+  #mark(dialect: DialectName, name: CommandName | EventName): string {
     const table = DIALECTS[dialect];
     const exists = table.command(name as CommandName) ?? table.event(name as EventName);
-    if (!exists) return '–';
-    if (this.#seen.has(`${dialect} ${name}`)) return 'works';
-    return NEVER[name as CommandName] ?? this.#reason(name);
+    if (!exists) return NO_SUCH_MESSAGE;
+    if (this.#seen.has(`${dialect} ${name}`)) return WORKS;
+    return this.#refusal(name) === undefined ? NOT_SHOWN : NO;
   }
 
-  #reason(name: CommandName | EventName): string {
+  /** Why a message is refused; undefined when the driver takes it. */
+  #refusal(name: CommandName | EventName): string | undefined {
     const capability = CAPABILITY[name];
     const support = capability && this.#capabilities?.[capability];
-    return typeof support === 'string' ? support : 'not shown: the guest of the test cannot cause it';
+    return NEVER[name as CommandName] ?? (typeof support === 'string' ? support : undefined);
   }
 
   #row(name: CommandName | EventName): string {
-    const cells = DIALECT_NAMES.map((dialect) => this.#cell(dialect, name));
-    const reason = cells.find((cell) => cell !== 'works' && cell !== '–');
-    const marks = cells.map((cell) => (cell === 'works' || cell === '–' ? cell : 'no'));
-    return `| ${name} | ${marks.join(' | ')} | ${reason ?? ''} |`;
+    const marks = DIALECT_NAMES.map((dialect) => this.#mark(dialect, name));
+    const because = marks.includes(NO) ? this.#refusal(name) : undefined;
+    return `| ${name} | ${marks.join(' | ')} | ${because ?? ''} |`;
   }
 
   section(): string {

@@ -63,6 +63,24 @@ export const VCPU_ROWS: readonly Row[] = [
       }
     },
   ),
+  hooked(
+    'x',
+    'a pause of a vCPU that is not started is acknowledged at once; its event comes when it is started',
+    { needs: ['pause'], starts: true },
+    async (rig) => {
+      for (const vcpu of [0, 1])
+        assert.equal((await rig.peer.command('VM_PAUSE_VCPU', { wait: 1 }, vcpu)).err, 0, `vCPU ${vcpu}`);
+      const first = await rig.peer.event('PAUSE');
+      assert.equal(first.vcpu, 0);
+      rig.peer.reply(first, 'continue');
+      assert.equal((await rig.peer.command('VCPU_GET_INFO', {}, 0)).err, 0, 'vCPU 0 goes on');
+      assert.deepEqual(rig.peer.pendingEvents, [], 'no event of vCPU 1 before it is started');
+      await rig.guest.startVcpu!();
+      const second = await rig.peer.event('PAUSE');
+      assert.equal(second.vcpu, 1);
+      rig.peer.reply(second, 'continue');
+    },
+  ),
   hooked('38, 39', 'each pause brings one event', { needs: ['pause'] }, async (rig) => {
     for (let i = 0; i < 3; i++)
       assert.equal((await rig.peer.command('VM_PAUSE_VCPU', { wait: 0 }, 0)).err, 0);

@@ -53,8 +53,8 @@ breakpoint:
   jmp done
 msr:
   mov $MSR_MISC_FEATURES, %ecx
-  mov $1, %eax
-  xor %edx, %edx
+  rdmsr
+  xor $1, %eax
   wrmsr
   rdmsr
   jmp done

@@ -20,7 +20,8 @@ const ABSENT: { readonly [N in CapabilityName]?: string } = {
 };
 
 const ABSENT_ON_PVM: typeof ABSENT = {
-  breakpoint: 'the PVM flavour of KVM cannot intercept int3 (it reports an internal error)',
+  breakpoint:
+    'not built: the PVM flavour of KVM does not report int3 as such, but ends KVM_RUN with an internal error that this driver does not look into',
 };
 
 /** What a VM on stock KVM can do on this host. */
