@@ -106,14 +106,17 @@ export class Hook implements VcpuHook, DispatchHook, ReceiverHook {
     return true;
   }
 
-  /** A vCPU that was created after the hook. */
+  /** A vCPU that was created after the hook. Done when its event is sure to come before it runs. */
+  vcpuCreated(vcpu: Vcpu): Awaitable<void> {
+    const hooked = this.addVcpu(vcpu);
+    if (!this.vmEvents.has('CREATE_VCPU')) return;
+    hooked.announce = true;
+    return this.guarded(() => vcpu.request());
+  }
+
   addVcpu(vcpu: Vcpu): HookedVcpu {
     const hooked = new HookedVcpu(this, vcpu);
     this.vcpus[vcpu.index] = hooked;
-    if (this.vmEvents.has('CREATE_VCPU')) {
-      hooked.announce = true;
-      void this.guarded(() => vcpu.request());
-    }
     return hooked;
   }
 

@@ -206,9 +206,7 @@ export class Introspection {
     return {
       stop: (vcpu, stop) => (hook.vcpus[vcpu.index] ?? hook.addVcpu(vcpu)).stop(stop),
       request: (vcpu) => (hook.vcpus[vcpu.index] ?? hook.addVcpu(vcpu)).serve(),
-      vcpuCreated: (vcpu: Vcpu) => {
-        hook.addVcpu(vcpu);
-      },
+      vcpuCreated: (vcpu: Vcpu) => hook.vcpuCreated(vcpu),
       preUnhook: (reason) => this.#options.onPreUnhook?.(reason),
       closed: (error) => this.#machineClosed(error, hook),
     };
