@@ -1,17 +1,20 @@
 import { type Awaitable, then } from '../awaitable.ts';
-import type { HardwareBreakpoints, Machine, MachineHandler, StopKind, Trap, Vcpu } from '../machine/index.ts';
+import type { Machine, MachineHandler, MachineProbes, StopKind, Trap, Vcpu } from '../machine/index.ts';
 
-/** A machine that measures for how long its vCPUs are held by stops, and is otherwise the one behind it. */
+/** What holds a vCPU. */
+type Held = StopKind | 'probe';
+
+/** A machine that measures for how long its vCPUs are held by stops and probes, and is otherwise the one behind it. */
 export class StopMeter implements Machine {
   readonly #machine: Machine;
-  readonly #held = new Map<StopKind, number>();
+  readonly #held = new Map<Held, number>();
 
   constructor(machine: Machine) {
     this.#machine = machine;
   }
 
-  /** How long stops of these kinds held vCPUs together, in milliseconds. */
-  heldBy(...kinds: readonly StopKind[]): number {
+  /** How long those of these kinds held vCPUs together, in milliseconds. */
+  heldBy(...kinds: readonly Held[]): number {
     return kinds.reduce((sum, kind) => sum + (this.#held.get(kind) ?? 0), 0);
   }
 
@@ -39,12 +42,13 @@ export class StopMeter implements Machine {
     return this.#machine.vcpus;
   }
 
-  get hardwareBreakpoints(): HardwareBreakpoints | undefined {
-    const inner = this.#machine.hardwareBreakpoints;
+  get probes(): MachineProbes | undefined {
+    const inner = this.#machine.probes;
     return (
       inner && {
+        kind: inner.kind,
         count: inner.count,
-        set: (address, hit) => inner.set(address, (vcpu) => this.#measured('breakpoint', () => hit(vcpu))),
+        set: (address, hit) => inner.set(address, (vcpu) => this.#measured('probe', () => hit(vcpu))),
       }
     );
   }
@@ -59,7 +63,7 @@ export class StopMeter implements Machine {
     });
   }
 
-  #measured<T>(kind: StopKind, stop: () => Awaitable<T>): Awaitable<T> {
+  #measured<T>(kind: Held, stop: () => Awaitable<T>): Awaitable<T> {
     const since = performance.now();
     return then(stop(), (answer) => {
       this.#held.set(kind, (this.#held.get(kind) ?? 0) + performance.now() - since);
