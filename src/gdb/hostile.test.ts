@@ -75,7 +75,6 @@ describe('hostile clients', { timeout: 60_000 }, () => {
     ['M0,1:0g', 'E22'],
     ['X0,5:ab', 'E22'],
     ['X800000000000,1:a', 'E14'],
-    ['Z0,800000000000,1', 'E14'],
     ['Z0,', 'E22'],
     ['Z2,0,1', ''],
     ['p', 'E22'],
@@ -97,6 +96,45 @@ describe('hostile clients', { timeout: 60_000 }, () => {
     const { ask, channel, over } = session();
     for (const [packet, reply] of REFUSED) assert.equal(await ask(packet), reply, JSON.stringify(packet));
     assert.match((await ask('?')) ?? '', /^T05thread:1;$/);
+    channel.shutdown();
+    await over;
+    await runs();
+  });
+
+  test('a breakpoint where nothing is mapped, and one at the same place of the other type', async () => {
+    const { ask, channel, over } = session();
+    for (const packet of [
+      'Z0,400000000000,1',
+      'Z1,400000000000,1',
+      'z0,400000000000,1',
+      'z1,400000000000,1',
+    ]) {
+      assert.equal(await ask(packet), 'OK', packet);
+    }
+    channel.shutdown();
+    await over;
+    await runs();
+  });
+
+  test('thread 0 is any: all continue, the selected one steps', async () => {
+    const { ask, next, channel, over } = session();
+    const rip = async (): Promise<string | undefined> => ask('p10');
+    const entry = kernelSymbol('syscall_entry').toString(16);
+    assert.equal(await ask(`Z1,${entry},1`), 'OK');
+    assert.equal(await ask('vCont;c:0'), 'T05thread:1;');
+    assert.equal(
+      Buffer.from((await rip())!, 'hex')
+        .readBigUInt64LE()
+        .toString(16),
+      entry,
+    );
+    assert.equal(await ask(`z1,${entry},1`), 'OK');
+    assert.equal(await ask('vCont;s:0'), 'T05thread:1;');
+    const moved = Buffer.from((await rip())!, 'hex').readBigUInt64LE() - kernelSymbol('syscall_entry');
+    assert.ok(moved > 0n && moved <= 15n, 'one instruction');
+    channel.write(encodePacket(Buffer.from('vCont;c:0')));
+    channel.write(Uint8Array.of(3));
+    assert.equal(await next(), 'T02thread:1;');
     channel.shutdown();
     await over;
     await runs();

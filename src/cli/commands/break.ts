@@ -96,7 +96,7 @@ export const breakCommand = command({
       'each hit. At the end - after --count hits, --timeout, or Ctrl-C - the probe is removed and the VM unhooked.',
     "The probe is one of the machine's own where it has some: a breakpoint of QEMU, or a debug register of the processor " +
       'on stock KVM. Guest memory stays as it is then, nothing is left in it even when kvmi is killed, and the address ' +
-      'needs not be mapped yet. Elsewhere it is an int3 in guest memory; a line on standard error says which.',
+      'needs not be mapped yet. Elsewhere it is an int3 in guest memory. With -v a line says which.',
     'When the VM ends first, or the probe cannot be removed, the last line says so and the exit code is 1.',
     'When rows are read more slowly than they come, the guest is slowed down; none is lost.',
   ],
