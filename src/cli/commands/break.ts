@@ -109,7 +109,7 @@ export const breakCommand = command({
     regs: flag('-r, --regs', 'all general registers in the table, too'),
     vcpu: defaultOption(
       '--vcpu <N>',
-      'whose page tables translate the address',
+      'whose page tables translate the address of an int3',
       integer('--vcpu', 0, 4095),
       0,
     ),
