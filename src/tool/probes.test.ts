@@ -3,10 +3,11 @@ import { describe, test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import { BARE, BareGuest } from '../../test/kit/bare-guest.ts';
 import { codeOf } from '../../test/kit/hooked.ts';
+import { withProbes } from '../../test/kit/with-probes.ts';
 import { deferred } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
 import { type IntrospectOptions, introspect } from '../introspect.ts';
-import type { Machine, MachineProbes } from '../machine/index.ts';
+import type { MachineProbes } from '../machine/index.ts';
 import type { Guest, ProbeHit } from './index.ts';
 
 /* The embedded machine: a program that calls a function so many times, which counts its calls in memory. */
@@ -89,17 +90,6 @@ async function withRig(options: RigOptions, body: (rig: Rig) => Promise<void>): 
     await guest.detach();
     await machine.close();
   }
-}
-
-/** The same machine with other means. */
-function withProbes(machine: Machine, probes: MachineProbes | undefined): Machine {
-  return new Proxy(machine, {
-    get(inner, name) {
-      if (name === 'probes') return probes;
-      const value: unknown = Reflect.get(inner, name, inner);
-      return typeof value === 'function' ? value.bind(inner) : value;
-    },
-  });
 }
 
 /** Only so many at once. */
