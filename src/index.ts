@@ -9,6 +9,7 @@ export {
   type GuestMemory,
   type GuestVcpu,
   listen,
+  type Probes,
   type Registers,
   ToolServer,
 } from './tool/index.ts';

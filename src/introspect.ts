@@ -5,7 +5,8 @@ import { type ConnectGuestOptions, connectGuest, type Guest } from './tool/index
 import { type Channel, type ChannelHandler, ChannelWrapper, loopback } from './transport/index.ts';
 import type { DialectName } from './wire/index.ts';
 
-export interface IntrospectOptions extends Pick<ConnectGuestOptions, 'requestTimeout' | 'onError'> {
+export interface IntrospectOptions
+  extends Pick<ConnectGuestOptions, 'requestTimeout' | 'onError' | 'symbols'> {
   /** Default v12. v9 and v7 have commands that v12 has not; see docs/reference/protocol.md. */
   readonly dialect?: DialectName;
   /** Where the host side reports. Default: nowhere. */
@@ -45,6 +46,7 @@ export async function introspect(machine: Machine, options: IntrospectOptions = 
   const { name, uuid, startTime } = machine;
   return connectGuest(new UnhookingChannel(toolEnd, () => introspection.unhook()), {
     ...tool,
+    probes: introspection.probes,
     dialect,
     hello: { name, uuid, startTime, memoryMap },
   });

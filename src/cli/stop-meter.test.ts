@@ -8,7 +8,7 @@ class Whole {
   readonly vmcoreinfo = 'OSRELEASE=6.1';
   readonly views = { limit: 3 };
   readonly frames = {};
-  readonly hardwareBreakpoints = { count: 4 };
+  readonly probes = { count: 4 };
   handler: MachineHandler | undefined;
   #killed = false;
 
@@ -31,7 +31,7 @@ test('what a machine may have is there through the meter', () => {
   assert.equal(meter.vmcoreinfo, machine.vmcoreinfo);
   assert.equal(meter.views, machine.views);
   assert.equal(meter.frames, machine.frames);
-  assert.equal(meter.hardwareBreakpoints?.count, 4);
+  assert.equal(meter.probes?.count, 4);
   meter.kill!();
   assert.equal(machine.killed, true);
 });
@@ -40,7 +40,7 @@ test('what a machine does not have is not there', () => {
   const meter = new StopMeter({} as Machine);
   assert.equal(meter.kill, undefined);
   assert.equal(meter.views, undefined);
-  assert.equal(meter.hardwareBreakpoints, undefined);
+  assert.equal(meter.probes, undefined);
 });
 
 test('stops are measured by their kind', async () => {

@@ -1,27 +1,25 @@
 import { type Awaitable, then } from '../awaitable.ts';
-import {
-  type HardwareBreakpoints,
-  type MachineHandler,
-  MachineWrapper,
-  type StopKind,
-} from '../machine/index.ts';
+import { type MachineHandler, type MachineProbes, MachineWrapper, type StopKind } from '../machine/index.ts';
 
-/** A machine that measures for how long its vCPUs are held by stops, and is otherwise the one behind it. */
+/** What holds a vCPU. */
+type Held = StopKind | 'probe';
+
+/** A machine that measures for how long its vCPUs are held by stops and probes, and is otherwise the one behind it. */
 export class StopMeter extends MachineWrapper {
-  readonly #held = new Map<StopKind, number>();
+  readonly #held = new Map<Held, number>();
 
-  /** How long stops of these kinds held vCPUs together, in milliseconds. */
-  heldBy(...kinds: readonly StopKind[]): number {
+  /** How long those of these kinds held vCPUs together, in milliseconds. */
+  heldBy(...kinds: readonly Held[]): number {
     return kinds.reduce((sum, kind) => sum + (this.#held.get(kind) ?? 0), 0);
   }
 
-  override get hardwareBreakpoints(): HardwareBreakpoints | undefined {
-    const breakpoints = this.inner.hardwareBreakpoints;
+  override get probes(): MachineProbes | undefined {
+    const { probes } = this.inner;
     return (
-      breakpoints && {
-        count: breakpoints.count,
-        set: (address, hit) =>
-          breakpoints.set(address, (vcpu) => this.#measured('breakpoint', () => hit(vcpu))),
+      probes && {
+        kind: probes.kind,
+        count: probes.count,
+        set: (address, hit) => probes.set(address, (vcpu) => this.#measured('probe', () => hit(vcpu))),
       }
     );
   }
@@ -37,7 +35,7 @@ export class StopMeter extends MachineWrapper {
     return super.attach(measuring);
   }
 
-  #measured<T>(kind: StopKind, stop: () => Awaitable<T>): Awaitable<T> {
+  #measured<T>(kind: Held, stop: () => Awaitable<T>): Awaitable<T> {
     const since = performance.now();
     return then(stop(), (answer) => {
       this.#held.set(kind, (this.#held.get(kind) ?? 0) + performance.now() - since);

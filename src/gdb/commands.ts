@@ -4,6 +4,7 @@ import type { Gva } from '../machine/index.ts';
 import { hex, unhex } from '../rsp/hex.ts';
 import { MAX_PACKET } from '../rsp/packets.ts';
 import type { GuestVcpu } from '../tool/index.ts';
+import type { BreakpointType } from './breakpoints.ts';
 import type { Resumption } from './execution.ts';
 import { assignedValue, REGISTERS, registerText, TARGET_XML } from './registers.ts';
 import type { Session } from './session.ts';
@@ -47,10 +48,10 @@ const HANDLERS: readonly { readonly start: string; readonly handler: Handler; re
     { start: 'm', handler: readMemory },
     { start: 'M', handler: writeMemory },
     { start: 'X', handler: writeBinary },
-    { start: 'Z0,', handler: (session, rest) => insert(session, '0', rest) },
-    { start: 'Z1,', handler: (session, rest) => insert(session, '1', rest) },
-    { start: 'z0,', handler: (session, rest) => remove(session, '0', rest) },
-    { start: 'z1,', handler: (session, rest) => remove(session, '1', rest) },
+    { start: 'Z0,', handler: (session, rest) => insert(session, 'software', rest) },
+    { start: 'Z1,', handler: (session, rest) => insert(session, 'hardware', rest) },
+    { start: 'z0,', handler: (session, rest) => remove(session, 'software', rest) },
+    { start: 'z1,', handler: (session, rest) => remove(session, 'hardware', rest) },
     { start: 's', handler: (session, rest) => resumeAt(session, rest, 'step') },
     { start: 'c', handler: (session, rest) => resumeAt(session, rest, 'continue') },
     { start: 'D', handler: detach, anytime: true },
@@ -185,18 +186,18 @@ async function write(session: Session, gva: Gva, bytes: Uint8Array): Promise<Rep
   return (await execution.breakpoints.write(selected, gva, bytes, session.report)) ? OK : ERROR.fault;
 }
 
-async function insert({ execution, selected }: Session, type: string, rest: string): Promise<Reply> {
+async function insert({ execution, selected }: Session, type: BreakpointType, rest: string): Promise<Reply> {
   const gva = rangeOf(rest)?.gva;
   if (gva === undefined) return ERROR.invalid;
   try {
-    return (await execution.breakpoints.insert(type, gva, selected)) ? OK : ERROR.fault;
+    return (await execution.breakpoints.insert(type, gva, selected)) ? OK : ERROR.failed;
   } catch (error) {
     if (error instanceof KvmiError && error.code === 'E_NOT_MAPPED') return ERROR.fault;
     throw error;
   }
 }
 
-async function remove({ execution }: Session, type: string, rest: string): Promise<Reply> {
+async function remove({ execution }: Session, type: BreakpointType, rest: string): Promise<Reply> {
   const gva = rangeOf(rest)?.gva;
   if (gva === undefined) return ERROR.invalid;
   await execution.breakpoints.remove(type, gva);
@@ -226,6 +227,15 @@ const ACTIONS: Readonly<Record<string, Resumption | 'stop'>> = {
   t: 'stop',
 };
 
+/** The vCPUs that an action is for. 0 is any of them: as without a thread, all continue and the selected one steps. */
+function named(session: Session, action: string, id: string | undefined): readonly GuestVcpu[] {
+  const { vcpus } = session.execution.guest;
+  if (id === undefined || id === '-1') return vcpus;
+  if (number(id) === 0) return ACTIONS[action] === 'step' ? [session.selected] : vcpus;
+  const vcpu = vcpuOf(session, id);
+  return vcpu ? [vcpu] : [];
+}
+
 /** Each vCPU does the first action that names it, or the one without a thread. A guest has no signals to take. */
 async function vCont(session: Session, rest: string): Promise<Reply> {
   const { execution } = session;
@@ -233,9 +243,9 @@ async function vCont(session: Session, rest: string): Promise<Reply> {
   for (const part of rest.split(';')) {
     const match = /^([cCsSt])[0-9a-f]{0,2}(?::(-1|[0-9a-f]{1,8}))?$/.exec(part);
     if (!match) return ERROR.invalid;
-    const one = match[2] === undefined || match[2] === '-1' ? undefined : vcpuOf(session, match[2]);
-    const named = match[2] === undefined || match[2] === '-1' ? execution.guest.vcpus : one ? [one] : [];
-    for (const vcpu of named) if (!how.has(vcpu)) how.set(vcpu, ACTIONS[match[1]!]!);
+    for (const vcpu of named(session, match[1]!, match[2])) {
+      if (!how.has(vcpu)) how.set(vcpu, ACTIONS[match[1]!]!);
+    }
   }
   const resumed = [...how].filter((each): each is [GuestVcpu, Resumption] => each[1] !== 'stop');
   if (resumed.length === 0) return ERROR.invalid;

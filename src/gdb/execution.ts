@@ -1,5 +1,5 @@
 import { type Deferred, deferred } from '../awaitable.ts';
-import type { Guest, GuestEvent, GuestVcpu, Paused, Registers } from '../tool/index.ts';
+import type { Guest, GuestEvent, GuestVcpu, Paused, ProbeHit, Registers } from '../tool/index.ts';
 import { isNotStarted } from '../tool/not-started.ts';
 import { GdbBreakpoints } from './breakpoints.ts';
 import { NEEDED_MSRS, type RegisterSource } from './registers.ts';
@@ -18,8 +18,8 @@ export interface StopReason {
 export type Resumption = 'continue' | 'step';
 
 /** A vCPU that is held at a breakpoint, by the handler that waits. */
-interface Hit {
-  readonly event: GuestEvent<'BREAKPOINT'>;
+interface Held {
+  readonly hit: ProbeHit;
   readonly resumed: Deferred<void>;
 }
 
@@ -30,7 +30,7 @@ export class Execution {
   readonly #onStop: (reason: StopReason) => void;
   readonly #report: (error: unknown) => void;
   readonly #held = new Map<GuestVcpu, Paused>();
-  readonly #hits = new Map<GuestVcpu, Hit>();
+  readonly #hits = new Map<GuestVcpu, Held>();
   /** Where each step started. */
   readonly #stepping = new Map<GuestVcpu, bigint | undefined>();
   /** Registers since the last stop, with what was assigned. */
@@ -44,7 +44,7 @@ export class Execution {
     this.guest = guest;
     this.#onStop = onStop;
     this.#report = report;
-    this.breakpoints = new GdbBreakpoints(guest, (event) => this.#hit(event));
+    this.breakpoints = new GdbBreakpoints(guest, (hit) => this.#hit(hit));
     this.#forgetSteps = guest.on('SINGLESTEP', (event) => this.#stepped(event));
   }
 
@@ -81,17 +81,17 @@ export class Execution {
     }
   }
 
-  async #hit(event: GuestEvent<'BREAKPOINT'>): Promise<void> {
+  async #hit(hit: ProbeHit): Promise<void> {
     if (this.#left) return;
-    const { vcpu } = event;
+    const { vcpu } = hit;
     const reported = this.#running;
     const resumed = deferred<void>();
-    this.#hits.set(vcpu, { event, resumed });
+    this.#hits.set(vcpu, { hit, resumed });
     const reason = { signal: SIGNAL.trap, vcpu, breakpoint: true };
     if (reported) this.halt(reason).catch(this.#report);
     await resumed.promise;
     // Another stop was reported meanwhile: this one happens again, if the breakpoint is still there.
-    if (!reported) event.reply('retry', event.registers.changed ? { registers: event.registers } : undefined);
+    if (!reported) hit.retry();
   }
 
   async #stepped({ vcpu, data, rip }: GuestEvent<'SINGLESTEP'>): Promise<void> {
@@ -112,7 +112,9 @@ export class Execution {
 
   async #prepareStep(vcpu: GuestVcpu): Promise<void> {
     const registers = await this.registers(vcpu);
-    if (registers) await this.breakpoints.lift(registers.rip, 1);
+    // At a hit of its own means the machine carries the instruction out by itself.
+    const which = this.#hits.has(vcpu) ? 'memory' : 'all';
+    if (registers) await this.breakpoints.lift(registers.rip, 1, which);
     try {
       await vcpu.singlestep(true);
       this.#stepping.set(vcpu, registers?.rip);
@@ -123,9 +125,9 @@ export class Execution {
   }
 
   #release(vcpu: GuestVcpu): void {
-    const hit = this.#hits.get(vcpu);
+    const held = this.#hits.get(vcpu);
     this.#hits.delete(vcpu);
-    hit?.resumed.resolve();
+    held?.resumed.resolve();
     const paused = this.#held.get(vcpu);
     this.#held.delete(vcpu);
     paused?.resume();
@@ -133,7 +135,7 @@ export class Execution {
 
   /** The registers of a stopped vCPU; undefined when it has none to show, as one that was not started. */
   async registers(vcpu: GuestVcpu): Promise<Registers | undefined> {
-    const known = this.#hits.get(vcpu)?.event.registers ?? this.#registers.get(vcpu);
+    const known = this.#hits.get(vcpu)?.hit.registers ?? this.#registers.get(vcpu);
     if (known) return known;
     try {
       const registers = await vcpu.registers(NEEDED_MSRS);
@@ -153,7 +155,7 @@ export class Execution {
 
   /** Sets what was assigned in the registers of a stopped vCPU. */
   async assign(vcpu: GuestVcpu, registers: Registers): Promise<void> {
-    // At a breakpoint they go with the answer to its event.
+    // At a breakpoint they are set when its handler is done.
     if (!this.#hits.has(vcpu)) await vcpu.setRegisters(registers);
   }
 

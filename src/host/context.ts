@@ -27,7 +27,7 @@ export interface HookContext {
 export interface VcpuContext {
   readonly hook: HookContext;
   readonly vcpu: Vcpu;
-  /** Whether an event waits for its reply. */
+  /** Whether an event waits for its reply, or a probe is handled. */
   readonly waiting: boolean;
   /** Events enabled with VCPU_CONTROL_EVENTS. */
   readonly events: Set<EventName>;

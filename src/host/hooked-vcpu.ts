@@ -1,7 +1,7 @@
 import { STATE_SIZE } from '../abi/state.ts';
 import { type Awaitable, attempt, isPending, then } from '../awaitable.ts';
 import { messageOf } from '../error.ts';
-import type { Answer, Exception, InterceptedCr, Stop, Vcpu } from '../machine/index.ts';
+import type { Answer, Exception, InterceptedCr, ProbeAnswer, Stop, Vcpu } from '../machine/index.ts';
 import { CONTINUE } from '../machine/index.ts';
 import {
   ACTION,
@@ -28,6 +28,11 @@ const ACTIONS = Object.entries(ACTION).reduce<Action[]>((list, [name, code]) => 
   list[code] = name as Action;
   return list;
 }, []);
+
+/** What keeps a vCPU outside the guest while a probe is handled, in the place of an event. */
+interface Visit {
+  readonly name: 'PROBE';
+}
 
 /** A piece of work that runs while the vCPU is outside the guest. It reports its own errors. */
 export type Job = () => Awaitable<void>;
@@ -63,7 +68,7 @@ export class HookedVcpu implements VcpuContext {
 
   readonly #jobs: Job[] = [];
   #running = false;
-  #open: EventDefinition | undefined;
+  #open: EventDefinition | Visit | undefined;
   #openSince = 0;
   #seq = 0;
   #outcome: EventOutcome | undefined;
@@ -164,6 +169,40 @@ export class HookedVcpu implements VcpuContext {
     );
   }
 
+  /**
+   * A probe was hit: calls `visit` with the state, as an event has it, and runs jobs until its answer is there. The
+   * loss of the tool ends it, too.
+   */
+  visit(visit: (state: Uint8Array) => Awaitable<ProbeAnswer>): Awaitable<EventOutcome['action']> {
+    if (this.hook.ended || !this.hook.get()) return 'lost';
+    const state = new Uint8Array(STATE_SIZE);
+    const outcome = () =>
+      then(this.vcpu.readState(state), () => (this.hook.ended ? LOST : this.#visit(() => visit(state))));
+    return then(this.#referenced(outcome, LOST), ({ action }) => action);
+  }
+
+  #visit(visit: () => Awaitable<ProbeAnswer>): Awaitable<EventOutcome> {
+    const open: Visit = { name: 'PROBE' };
+    const end = ({ registers, retry }: ProbeAnswer): void => {
+      if (this.#open !== open) return;
+      if (registers) this.#delayedRegisters = registers;
+      this.#finish({ action: retry ? 'retry' : 'continue', data: {} });
+    };
+    this.#open = open;
+    this.#openSince = performance.now();
+    this.#outcome = undefined;
+    const answer = attempt(visit, (error) => {
+      this.hook.log.errorOnce(`vCPU ${this.index}: ${messageOf(error)}`);
+      return {};
+    });
+    // What was asked before the answer is carried out before it.
+    void then(answer, (answered) => {
+      if (this.#running) this.#jobs.push(() => end(answered));
+      else end(answered);
+    });
+    return this.#outcomeOf();
+  }
+
   /** Sends an event and waits for the tool's answer, running jobs meanwhile. */
   report<N extends EventName>(name: N, data: EventData[N]): Awaitable<EventOutcome> {
     const { dialect } = this.hook;
@@ -184,7 +223,12 @@ export class HookedVcpu implements VcpuContext {
     this.#openSince = performance.now();
     this.#outcome = undefined;
     this.hook.send(message);
-    if (!this.#running && this.#jobs.length > 0) void this.#drain();
+    return this.#outcomeOf();
+  }
+
+  /** The outcome of what is open. */
+  #outcomeOf(): Awaitable<EventOutcome> {
+    if (!this.#outcome && !this.#running && this.#jobs.length > 0) void this.#drain();
     if (this.#outcome) return this.#close(this.#outcome);
     return new Promise<EventOutcome>((resolve) => {
       this.#settle = resolve;
@@ -217,7 +261,9 @@ export class HookedVcpu implements VcpuContext {
    */
   reply(seq: number, head: ReceivedEventReply, payload: Uint8Array): void {
     const definition = this.#open;
-    if (!definition) throw new ProtocolError(`vCPU ${this.index} waits for no event reply`);
+    if (!definition || definition.name === 'PROBE') {
+      throw new ProtocolError(`vCPU ${this.index} waits for no event reply`);
+    }
     if (!this.#running) {
       this.#accept(definition, seq, head, payload);
       return;

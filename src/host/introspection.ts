@@ -7,11 +7,12 @@ import {
 } from '../abi/ioctl.ts';
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
-import type { Machine, MachineHandler, PreUnhookReason, Vcpu } from '../machine/index.ts';
+import type { Machine, MachineHandler, PreUnhookReason, ProbePort, Vcpu } from '../machine/index.ts';
 import type { Channel } from '../transport/index.ts';
 import { DIALECTS, type Dialect, type DialectName } from '../wire/index.ts';
 import { Hook } from './hook.ts';
 import { HookLog, type Log, SILENT } from './log.ts';
+import { probePort } from './probes.ts';
 
 /** KVM_CHECK_EXTENSION answers this version. */
 const KVMI_VERSION = 1;
@@ -75,6 +76,12 @@ export class Introspection {
   /** Whether a tool is hooked, connected or not. */
   get hooked(): boolean {
     return this.#hook !== undefined;
+  }
+
+  /** The machine's own probes, for the hooked tool when it is in this process; undefined where it has none. */
+  get probes(): ProbePort | undefined {
+    const { probes } = this.#machine;
+    return probes && probePort(probes, () => this.#hook?.vcpus);
   }
 
   /** Resolves when the tool's connection has ended; at once when nothing is hooked. */

@@ -1,7 +1,6 @@
 export * from './address.ts';
 export * from './busy.ts';
 export * from './capabilities.ts';
-export type * from './hardware-breakpoints.ts';
 export * from './leaf-mappings.ts';
 export type * from './machine.ts';
 export type * from './memory.ts';
@@ -11,6 +10,7 @@ export * from './middleware/faulty.ts';
 export * from './middleware/metered.ts';
 export * from './page-walk.ts';
 export * from './paging.ts';
+export type * from './probes.ts';
 export * from './region-memory.ts';
 export * from './stops.ts';
 export * from './tlb.ts';

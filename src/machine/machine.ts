@@ -1,7 +1,8 @@
 import type { Awaitable } from '../awaitable.ts';
 import type { Capabilities } from './capabilities.ts';
-import type { HardwareBreakpoints } from './hardware-breakpoints.ts';
+
 import type { PhysicalMemory } from './memory.ts';
+import type { MachineProbes } from './probes.ts';
 import type { Answer, Stop, Trap } from './stops.ts';
 import type { Vcpu } from './vcpu.ts';
 import type { Frames, Views } from './views.ts';
@@ -55,7 +56,8 @@ export interface Machine {
   readonly vmcoreinfo?: string | undefined;
   /** The additional views of guest memory, where the driver has them. */
   readonly views?: Views;
-  readonly hardwareBreakpoints?: HardwareBreakpoints | undefined;
+  /** Probes by the machine's own means, where the driver has them. */
+  readonly probes?: MachineProbes | undefined;
   /** Adding and removing guest frames at run time, where the driver can. */
   readonly frames?: Frames;
 

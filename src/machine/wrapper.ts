@@ -1,8 +1,8 @@
 import type { Awaitable } from '../awaitable.ts';
 import type { Capabilities } from './capabilities.ts';
-import type { HardwareBreakpoints } from './hardware-breakpoints.ts';
 import type { Machine, MachineHandler } from './machine.ts';
 import type { PhysicalMemory } from './memory.ts';
+import type { MachineProbes } from './probes.ts';
 import type { Trap } from './stops.ts';
 import type { Vcpu } from './vcpu.ts';
 import type { Frames, Views } from './views.ts';
@@ -50,8 +50,8 @@ export class MachineWrapper implements Whole {
     return this.inner.views;
   }
 
-  get hardwareBreakpoints(): HardwareBreakpoints | undefined {
-    return this.inner.hardwareBreakpoints;
+  get probes(): MachineProbes | undefined {
+    return this.inner.probes;
   }
 
   get frames(): Frames | undefined {

@@ -1,3 +1,4 @@
+import { KvmiError } from '../error.ts';
 import type { Gpa, Gva } from '../machine/index.ts';
 import { PAGE_SIZE } from '../machine/index.ts';
 import { type Effect, effectOf } from '../x86/effect.ts';
@@ -56,7 +57,11 @@ export class BreakpointSite {
     if (!this.armed) return true;
     const now = new Uint8Array(1);
     const ours = (await this.#memory.read(this.gpa, now)) && now[0] === INT3;
-    if (ours) await this.#memory.write(this.gpa, Uint8Array.of(this.original));
+    if (ours && !(await this.#memory.write(this.gpa, Uint8Array.of(this.original)))) {
+      throw new KvmiError('E_NOT_BACKED', `the int3 at 0x${this.gva.toString(16)} cannot be overwritten`, {
+        data: { gva: this.gva },
+      });
+    }
     this.armed = false;
     return ours;
   }

@@ -21,7 +21,8 @@ import {
   ReplyError,
 } from '../wire/index.ts';
 import { Connection } from './connection.ts';
-import { Guest } from './guest.ts';
+import { Guest, type GuestParts } from './guest.ts';
+import type { SymbolResolver } from './probes.ts';
 import { findRegions, regionsOf } from './regions.ts';
 
 export interface ConnectGuestOptions {
@@ -38,6 +39,8 @@ export interface ConnectGuestOptions {
    * lost. Default: `process.emitWarning`.
    */
   readonly onError?: (error: Error) => void;
+  /** Looks symbols up for `guest.probes`. */
+  readonly symbols?: SymbolResolver;
   /** Who the guest is, when the handshake was done by somebody else; none is done then. */
   readonly hello?: HandshakeHello;
 }
@@ -54,7 +57,10 @@ const PERMISSION_DELAY_MS = 10;
  * @throws HandshakeError, ProtocolError, ReplyError, or KvmiError with code E_TIMEOUT or E_CLOSED; the channel is
  * closed then.
  */
-export async function connectGuest(channel: Channel, options: ConnectGuestOptions = {}): Promise<Guest> {
+export async function connectGuest(
+  channel: Channel,
+  options: ConnectGuestOptions & Pick<GuestParts, 'probes'> = {},
+): Promise<Guest> {
   try {
     return await connect(channel, options);
   } catch (error) {
@@ -63,7 +69,7 @@ export async function connectGuest(channel: Channel, options: ConnectGuestOption
   }
 }
 
-async function connect(channel: Channel, options: ConnectGuestOptions): Promise<Guest> {
+async function connect(channel: Channel, options: ConnectGuestOptions & GuestParts): Promise<Guest> {
   const { dialect = 'v12', requestTimeout = REQUEST_TIMEOUT_MS, onError = warn } = options;
   const hello = options.hello ?? (await handshake(channel, options));
   const spoken = dialect === 'auto' ? await probe(channel, requestTimeout) : dialect;
@@ -72,7 +78,7 @@ async function connect(channel: Channel, options: ConnectGuestOptions): Promise<
   const features = await connection.requests.send('GET_VERSION', {});
   if (features.version < 1) throw new ProtocolError(`the host side speaks KVMI version ${features.version}`);
   const count = await vcpuCount(connection);
-  const guest = new Guest(connection, hello, features, count);
+  const guest = new Guest(connection, hello, features, count, options);
   guest.memory.regions = hello.memoryMap ? regionsOf(hello.memoryMap) : await regionsByReading(guest);
   return guest;
 }

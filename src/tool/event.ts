@@ -118,11 +118,11 @@ export class GuestEvent<N extends EventName = EventName> {
       this.#replyData(details as AllDetails | undefined),
     );
     this.#answered = true;
+    const { connection, stop } = this.vcpu;
     if (details?.registers) {
-      const { connection } = this.vcpu;
       this.vcpu.postRegisters(details.registers, (error) => connection.report(error as Error));
     }
-    return this.vcpu.stop.answer(message);
+    return stop.answer(() => connection.write(message));
   }
 
   #replyData(details: AllDetails | undefined): EventReplyData {

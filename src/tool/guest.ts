@@ -1,5 +1,6 @@
 import { isPending } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
+import type { ProbePort } from '../machine/index.ts';
 import {
   type CommandName,
   type DialectName,
@@ -20,10 +21,18 @@ import { type AnyEvent, type EventHandler, GuestEvent } from './event.ts';
 import { holdAll } from './hold.ts';
 import { GuestMemory } from './memory.ts';
 import { type PageAccess, PageAccessTable } from './page-access.ts';
+import { Probes, type SymbolResolver } from './probes.ts';
 import { type StepHandler, singlestep } from './singlestep.ts';
 import { Switch } from './switch.ts';
 import { GuestVcpu, type Paused } from './vcpu.ts';
 import { GuestViews } from './views.ts';
+
+/** What a guest gets from who connects it. */
+export interface GuestParts {
+  /** The machine's own probes, where the host side is in this process. */
+  readonly probes?: ProbePort | undefined;
+  readonly symbols?: SymbolResolver | undefined;
+}
 
 const USER = 'user';
 /** KVM's own limit on x86. */
@@ -57,7 +66,10 @@ export class Guest {
   /** What the host side said about itself (GET_VERSION). */
   readonly features: VersionReply;
   readonly memory: GuestMemory;
+  /** Software breakpoints: int3 in guest memory. */
   readonly breakpoints: Breakpoints;
+  /** Code that is called each time the guest comes to an instruction, by the machine's own means where it has some. */
+  readonly probes: Probes;
   readonly views: GuestViews;
   /** @internal */
   readonly connection: Connection;
@@ -69,7 +81,13 @@ export class Guest {
   #detached: Promise<void> | undefined;
 
   /** Use `connectGuest` or `listen`. @internal */
-  constructor(connection: Connection, hello: HandshakeHello, features: VersionReply, vcpuCount: number) {
+  constructor(
+    connection: Connection,
+    hello: HandshakeHello,
+    features: VersionReply,
+    vcpuCount: number,
+    parts: GuestParts = {},
+  ) {
     this.connection = connection;
     this.name = hello.name;
     this.uuid = hello.uuid;
@@ -79,6 +97,7 @@ export class Guest {
     this.memory = new GuestMemory(connection.requests);
     this.dispatcher = new Dispatcher((error) => this.report(error));
     this.breakpoints = new Breakpoints(this);
+    this.probes = new Probes(this, parts.probes, parts.symbols);
     this.views = new GuestViews(connection);
     this.#pageAccess = new PageAccessTable(connection.requests);
     this.#growTo(vcpuCount);
@@ -111,9 +130,14 @@ export class Guest {
     }
   }
 
+  /** A vCPU that the host side names; it may be new. @internal */
+  vcpuAt(index: number): GuestVcpu {
+    if (index >= this.#vcpus.length) this.#growTo(index + 1);
+    return this.#vcpus[index]!;
+  }
+
   #take(received: ReceivedEvent): void {
-    if (received.vcpu >= this.#vcpus.length) this.#growTo(received.vcpu + 1);
-    const vcpu = this.#vcpus[received.vcpu]!;
+    const vcpu = this.vcpuAt(received.vcpu);
     const event = new GuestEvent(vcpu, received);
     if (event.needsAnswer && vcpu.stop.opened(event)) return;
     if (event.name === 'CREATE_VCPU') this.breakpoints.vcpuCreated(vcpu);
@@ -145,7 +169,7 @@ export class Guest {
    */
   events(): AsyncIterableIterator<AnyEvent> {
     return this.dispatcher.events(() =>
-      this.#vcpus.flatMap((vcpu) => (vcpu.stop.open ? [vcpu.stop.open] : [])),
+      this.#vcpus.flatMap(({ stop: { open } }) => (open instanceof GuestEvent ? [open] : [])),
     );
   }
 
@@ -215,7 +239,7 @@ export class Guest {
   }
 
   /**
-   * Leaves the guest as if it had never been hooked: takes back breakpoints, page access, events and single-stepping,
+   * Leaves the guest as if it had never been hooked: takes back probes, breakpoints, page access, events and single-stepping,
    * answers what is open, and hangs up. What cannot be taken back is reported. Idempotent; never rejects.
    */
   detach(): Promise<void> {
@@ -225,6 +249,7 @@ export class Guest {
 
   async #detach(): Promise<void> {
     if (!this.connection.ended) {
+      await this.probes.removeAll();
       await this.breakpoints.removeAll();
       await Promise.all([
         ...this.#vcpus.map((vcpu) => vcpu.disarm()),

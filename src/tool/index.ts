@@ -16,6 +16,15 @@ export type {
 export type { Guest } from './guest.ts';
 export type { GuestMemory } from './memory.ts';
 export type { PageAccess } from './page-access.ts';
+export {
+  Probe,
+  type ProbeHandler,
+  ProbeHit,
+  type ProbeKind,
+  type ProbeOptions,
+  type Probes,
+  type SymbolResolver,
+} from './probes.ts';
 export type { Registers } from './registers.ts';
 export { type ListenOptions, listen, ToolServer } from './server.ts';
 export type { StepHandler } from './singlestep.ts';

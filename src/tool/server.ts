@@ -4,7 +4,7 @@ import { AsyncQueue } from './async-queue.ts';
 import { type ConnectGuestOptions, connectGuest } from './connect.ts';
 import type { Guest } from './guest.ts';
 
-export type ListenOptions = Omit<ConnectGuestOptions, 'hello'>;
+export type ListenOptions = Omit<ConnectGuestOptions, 'hello' | 'symbols'>;
 
 /** Connections that may be in their handshake at once; more are hung up on. */
 const MAX_HANDSHAKES = 64;

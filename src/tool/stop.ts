@@ -1,22 +1,28 @@
 import { attempt, type Deferred, deferred } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
 import type { Connection } from './connection.ts';
-import type { GuestEvent } from './event.ts';
 import { isNotStarted } from './not-started.ts';
+
+/** What a vCPU is outside the guest for until it is answered: an event, or the hit of a probe. */
+export interface OpenStop {
+  readonly name: string;
+  /** Lets the vCPU go on, as if nobody had wanted to know. */
+  reply(): boolean;
+}
 
 /**
  * Whether a vCPU is outside the guest, and what keeps it there.
  *
- * A vCPU is stopped while one of its events is not answered. Whoever holds it makes answers wait until the
+ * A vCPU is stopped while one of its events, or the hit of a probe, is not answered. Whoever holds it makes answers wait until the
  * last hold is released; if no event is open, the vCPU is asked for one (PAUSE).
  */
 export class VcpuStop {
   readonly #connection: Connection;
   readonly #index: number;
-  #open: GuestEvent | undefined;
+  #open: OpenStop | undefined;
   #holds = 0;
   /** The answer to the open event, while the vCPU is held. */
-  #answer: Uint8Array | undefined;
+  #answer: (() => void) | undefined;
   /** PAUSE events that were asked for and have not come. */
   #pauses = 0;
   #arrival: Deferred<void> | undefined;
@@ -29,13 +35,13 @@ export class VcpuStop {
     this.#index = index;
   }
 
-  /** The event that waits for an answer. */
-  get open(): GuestEvent | undefined {
+  /** What waits for an answer. */
+  get open(): OpenStop | undefined {
     return this.#open;
   }
 
   /** An event came. True when it is a PAUSE that a hold asked for, which is answered here. */
-  opened(event: GuestEvent): boolean {
+  opened(event: OpenStop): boolean {
     this.#open = event;
     this.#arrival?.resolve();
     if (this.#atStop.length > 0) for (const run of this.#atStop.splice(0)) run();
@@ -60,18 +66,18 @@ export class VcpuStop {
     return this.#holds > 0;
   }
 
-  /** Sends the answer to the open event, or keeps it while the vCPU is held. False when nobody would get it. */
-  answer(message: Uint8Array): boolean {
+  /** Calls `send`, which answers what is open, or keeps it while the vCPU is held. False when nobody would get it. */
+  answer(send: () => void): boolean {
     if (this.#connection.ended) return false;
-    if (this.#holds > 0) this.#answer = message;
-    else this.#send(message);
+    if (this.#holds > 0) this.#answer = send;
+    else this.#send(send);
     return true;
   }
 
-  #send(message: Uint8Array): void {
+  #send(send: () => void): void {
     this.#answer = undefined;
     this.#open = undefined;
-    this.#connection.write(message);
+    send();
   }
 
   /**

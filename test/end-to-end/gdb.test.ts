@@ -73,6 +73,32 @@ test('kvmi gdb on a Linux guest', { skip: whyNoGdb ?? whyNoLinuxGuest() ?? false
   }
 });
 
+test('kvmi gdb: a breakpoint in code that is not mapped yet (-S)', {
+  skip: whyNoGdb ?? whyNoLinuxGuest() ?? false,
+}, async () => {
+  const booted = await LinuxGuest.boot({ append: 'nokaslr' });
+  const { start_kernel: start } = await symbolsOf(booted, ['start_kernel']);
+  await booted.kill();
+  const vm = await LinuxGuest.boot({ append: 'nokaslr', paused: true });
+  try {
+    const server = new KvmiProcess(['gdb', `qemu:${vm.qmp}`, '--once', '-v']);
+    const debugging = gdb(
+      server,
+      `hbreak *0x${start!.toString(16)}`,
+      'continue',
+      'printf "hit=%lx\\n", $rip',
+      'detach',
+    );
+    await server.seen('stderr', /GDB attached/);
+    await vm.monitor.execute('cont');
+    assert.match(await debugging, new RegExp(`hit=${start!.toString(16)}\n`));
+    assert.equal((await server.ended).code, EXIT.ok.code, server.stderr);
+    await vm.nextTicks(1, 120_000);
+  } finally {
+    await vm.kill();
+  }
+});
+
 test('kvmi gdb on a memory dump', { skip: whyNoGdb ?? false }, async () => {
   const directory = mkdtempSync(join(tmpdir(), 'kvmi-gdb-dump-'));
   try {

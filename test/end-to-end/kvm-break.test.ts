@@ -74,4 +74,16 @@ describe('kvmi break on stock KVM', { skip: missing('gcc', 'qemu-system-x86_64')
     const from = count();
     await until(() => count() - from > 1000, 'the guest counts on');
   });
+
+  it('says that the VM ended before the probe was removed', async () => {
+    const other = await startQemu(folder);
+    const breaking = new KvmiProcess(['break', `kvm:${other.pid}`, BREAKPOINT, '-o', 'jsonl', '-v']);
+    await breaking.seen('stdout', /rip/, 3);
+    assert.match(breaking.stderr, /waiting at 0xf0031, by a debug register/);
+    other.kill();
+    const { code } = await breaking.ended;
+    assert.equal(code, EXIT.error.code, breaking.stderr);
+    assert.match(breaking.stderr, /the VM ended, or could not be reached/);
+    assert.doesNotMatch(breaking.stderr, /the probe is removed/);
+  });
 });

@@ -93,7 +93,7 @@ export class LinuxGuest {
       if (!saved && !options.paused)
         await guest.#waitShell((buffer) => buffer.includes('@ready\n'), BOOT_TIMEOUT_MS);
       if (saved) {
-        await guest.#waitStatus('query-status', 'paused');
+        await guest.status('query-status', 'paused');
         await guest.monitor.execute('cont');
       }
       if (!options.paused) await guest.run('true', BOOT_TIMEOUT_MS);
@@ -236,12 +236,13 @@ export class LinuxGuest {
     await this.monitor.execute('stop');
     await this.monitor.execute('migrate-set-parameters', { 'max-bandwidth': 1e10 });
     await this.monitor.execute('migrate', { uri: `exec:cat >${file}` });
-    await this.#waitStatus('query-migrate', 'completed');
+    await this.status('query-migrate', 'completed');
     renameSync(file, state);
     await this.monitor.execute('cont');
   }
 
-  async #waitStatus(query: string, wanted: string): Promise<void> {
+  /** Waits until a query of QMP answers with a status. */
+  async status(query: string, wanted: string): Promise<void> {
     for (const deadline = Date.now() + COMMAND_TIMEOUT_MS; ; ) {
       const { status } = (await this.monitor.execute(query)) as { status: string };
       if (status === wanted) return;

@@ -66,8 +66,12 @@ const TRAPS: Readonly<Record<string, Trap>> = {
   execute: { kind: 'page', gfn: guest.code, access: ACCESS.all & ~ACCESS.execute, view: 0 },
   untouched: { kind: 'page', gfn: 0x30, access: 0, view: 0 },
 };
-if (kind === 'hardware') machine.hardwareBreakpoints.set(guest.breakpoint, count);
-else if (kind === 'int3') await writeBreakpoint();
+if (kind === 'hardware') {
+  machine.probes.set(guest.breakpoint, () => {
+    count();
+    return undefined;
+  });
+} else if (kind === 'int3') await writeBreakpoint();
 else if (TRAPS[kind]) {
   await machine.arm(TRAPS[kind]);
   if (kind === 'untouched') console.log('armed');

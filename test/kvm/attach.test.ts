@@ -187,7 +187,7 @@ describe('attach to a QEMU with -accel kvm', { skip: skip ?? false }, () => {
     const counters: number[] = [];
     const state = new Uint8Array(STATE_SIZE);
     const enough = deferred<void>();
-    const remove = await machine.hardwareBreakpoints.set(BREAKPOINT, (held) => {
+    const remove = await machine.probes.set(BREAKPOINT, (held) => {
       if (counters.length === 20) return;
       counters.push(word(COUNTER));
       held.readState(state);
@@ -203,9 +203,9 @@ describe('attach to a QEMU with -accel kvm', { skip: skip ?? false }, () => {
     );
   });
 
-  it('has four hardware breakpoints', async () => {
-    const { hardwareBreakpoints } = machine;
-    const set = async (address: bigint) => hardwareBreakpoints.set(address, () => {});
+  it('has a probe for each of the four debug registers', async () => {
+    const { probes } = machine;
+    const set = async (address: bigint) => probes.set(address, () => {});
     const [removeFirst] = await Promise.all([1n, 2n, 3n, 4n].map(set));
     await assert.rejects(set(5n), { code: 'E_NO_MEMORY' });
     removeFirst!();

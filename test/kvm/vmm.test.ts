@@ -190,7 +190,7 @@ describe('what a VMM does while its VM is attached', { skip: missing('gcc', 'obj
   it('has seccomp filters: breakpoints are refused', async () => {
     await run({ filter: true });
     await assert.rejects(
-      async () => machine.hardwareBreakpoints.set(0x10080n, () => {}),
+      async () => machine.probes.set(0x10080n, () => {}),
       /singlestep is not available: a seccomp filter of the VMM/,
     );
   });

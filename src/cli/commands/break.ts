@@ -1,11 +1,11 @@
-import { getRegister, STATE_SIZE } from '../../abi/state.ts';
-import { type Awaitable, then } from '../../awaitable.ts';
+import type { Awaitable } from '../../awaitable.ts';
+import { KvmiError, messageOf } from '../../error.ts';
 import { integer, place } from '../../input/values.ts';
-import { type Gva, type HardwareBreakpoints, requireCapability } from '../../machine/index.ts';
 import { type Column, now, type Row } from '../../rows/columns.ts';
-import type { Guest } from '../../tool/index.ts';
+import type { Probe, ProbeHit, ProbeKind } from '../../tool/index.ts';
 import { argument, command, defaultOption, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
+import { EXIT } from '../exit-codes.ts';
 import { withGuest } from '../guest-session.ts';
 import { Mailbox } from '../mailbox.ts';
 import { GENERAL_NAMES } from '../registers.ts';
@@ -30,36 +30,31 @@ const columns: readonly Column[] = [
   ...ripFirst,
 ];
 
-function hitRow(vcpu: number, register: (name: (typeof GENERAL_NAMES)[number]) => bigint): Row {
-  const row: Record<string, Row[string]> = { time: now(), vcpu };
-  for (const name of GENERAL_NAMES) row[name] = register(name);
+function hitRow({ vcpu, registers }: ProbeHit): Row {
+  const row: Record<string, Row[string]> = { time: now(), vcpu: vcpu.index };
+  for (const name of GENERAL_NAMES) row[name] = registers[name];
   return row;
 }
 
-/** Called with the row of each hit; the vCPU goes on when what it returns is done. */
-type Report = (row: Row) => Awaitable<void>;
+/** By what each kind of probe sees the guest. */
+const MEANS: Readonly<Record<ProbeKind, string>> = {
+  gdbstub: "QEMU's own breakpoints; guest memory stays as it is",
+  'debug-registers': 'a debug register of the processor; guest memory stays as it is',
+  embedded: 'the interpreter; guest memory stays as it is',
+  int3: 'an int3 in guest memory',
+};
 
-/** A breakpoint of the processor: the guest's memory stays as it is. */
-function setHardware(breakpoints: HardwareBreakpoints, gva: Gva, report: Report): Awaitable<() => void> {
-  return breakpoints.set(gva, (vcpu) => {
-    const state = new Uint8Array(STATE_SIZE);
-    return then(vcpu.readState(state), () => report(hitRow(vcpu.index, (name) => getRegister(state, name))));
-  });
-}
-
-/** An int3 in the guest's memory. */
-async function setSoftware(
-  guest: Guest,
-  gva: Gva,
-  vcpu: number,
-  report: Report,
-): Promise<() => Promise<void>> {
-  const breakpoint = await guest.breakpoints.set(
-    gva,
-    (event) => report(hitRow(event.vcpu.index, (name) => event.registers[name])),
-    { vcpu: vcpuOf(guest, vcpu) },
-  );
-  return () => breakpoint.remove();
+/** Takes the probe back. The result says what became of it; undefined when it is removed. */
+async function removeProbe(probe: Probe): Promise<string | undefined> {
+  try {
+    await probe.remove();
+    return undefined;
+  } catch (error) {
+    if (error instanceof KvmiError && error.code === 'E_CLOSED') {
+      return 'the VM ended, or could not be reached any more, before the probe was removed';
+    }
+    return `the probe could not be removed: ${messageOf(error)}`;
+  }
 }
 
 /** What was hit, at what rate, and what that cost the guest. */
@@ -76,13 +71,20 @@ class Summary {
     return this.#hits;
   }
 
-  print({ log }: Context, machine: StopMeter): void {
+  /** `failure`: why the probe is not removed. */
+  print({ log, exitWith }: Context, machine: StopMeter, failure: string | undefined): void {
     const seconds = (performance.now() - this.#from) / 1000;
     const rate = (this.#hits / seconds).toFixed(1);
     const what = this.#hits === 1 ? '1 hit' : `${this.#hits} hits`;
-    const held = machine.heldBy('breakpoint', 'singlestep') / Math.max(1, this.#hits);
+    const held = machine.heldBy('probe', 'breakpoint', 'singlestep') / Math.max(1, this.#hits);
     const cost = this.#hits === 0 ? '' : `, each held the vCPU ${held.toFixed(2)} ms on average`;
-    log.note(`${what} in ${seconds.toFixed(1)} s (${rate}/s)${cost}; the breakpoint is removed`);
+    const hits = `${what} in ${seconds.toFixed(1)} s (${rate}/s)${cost}`;
+    if (failure === undefined) {
+      log.note(`${hits}; the probe is removed`);
+    } else {
+      log.warn(`${hits}; ${failure}`);
+      exitWith(EXIT.error.code);
+    }
   }
 }
 
@@ -90,10 +92,12 @@ export const breakCommand = command({
   name: 'break',
   summary: 'report each time the guest executes an instruction',
   description: [
-    'Hooks the VM, sets a breakpoint, prints a row for each hit, and carries the instruction out. The guest goes on after ' +
-      'each hit. At the end - after --count hits, --timeout, or Ctrl-C - the breakpoint is removed and the VM unhooked.',
-    'On stock KVM it is a breakpoint of the processor: guest memory stays as it is, and nothing is left in it even when ' +
-      'kvmi is killed. Elsewhere it is an int3 in guest memory.',
+    'Hooks the VM, sets a probe, prints a row for each hit, and carries the instruction out. The guest goes on after ' +
+      'each hit. At the end - after --count hits, --timeout, or Ctrl-C - the probe is removed and the VM unhooked.',
+    "The probe is one of the machine's own where it has some: a breakpoint of QEMU, or a debug register of the processor " +
+      'on stock KVM. Guest memory stays as it is then, nothing is left in it even when kvmi is killed, and the address ' +
+      'needs not be mapped yet. Elsewhere it is an int3 in guest memory. With -v a line says which.',
+    'When the VM ends first, or the probe cannot be removed, the last line says so and the exit code is 1.',
     'When rows are read more slowly than they come, the guest is slowed down; none is lost.',
   ],
   arguments: [
@@ -105,7 +109,7 @@ export const breakCommand = command({
     regs: flag('-r, --regs', 'all general registers in the table, too'),
     vcpu: defaultOption(
       '--vcpu <N>',
-      'whose page tables translate the address',
+      'whose page tables translate the address of an int3',
       integer('--vcpu', 0, 4095),
       0,
     ),
@@ -126,31 +130,26 @@ export const breakCommand = command({
   shown: ({ regs }) => (regs ? columns.map(({ name }) => name) : undefined),
   run(context, [vm, where], { count = Number.POSITIVE_INFINITY, vcpu }) {
     return withGuest(context, vm, async function* (guest, machine, addressOf) {
-      const { hardwareBreakpoints } = machine;
-      if (!hardwareBreakpoints) requireCapability(machine.capabilities, 'breakpoint');
       const gva = await addressOf(where);
       const hits = new Mailbox<Row>();
       const summary = new Summary();
       const end = (): void => hits.end();
       context.signal.addEventListener('abort', end, { once: true });
       void guest.closed.then(end);
-      const report: Report = (row) => {
+      const report = (hit: ProbeHit): Awaitable<void> => {
         if (summary.hits >= count) return;
-        const room = hits.put(row);
+        const room = hits.put(hitRow(hit));
         if (summary.add() >= count) hits.end();
         return room;
       };
-      const remove = hardwareBreakpoints
-        ? await setHardware(hardwareBreakpoints, gva, report)
-        : await setSoftware(guest, gva, vcpu, report);
-      context.log.info(`waiting at 0x${gva.toString(16)}; Ctrl-C ends`);
+      const probe = await guest.probes.at(gva, report, { vcpu: vcpuOf(guest, vcpu) });
+      context.log.info(`waiting at 0x${gva.toString(16)}, by ${MEANS[probe.kind]}; Ctrl-C ends`);
       try {
         yield* hits.read();
       } finally {
         hits.end();
         context.signal.removeEventListener('abort', end);
-        await remove();
-        summary.print(context, machine);
+        summary.print(context, machine, await removeProbe(probe));
       }
     });
   },

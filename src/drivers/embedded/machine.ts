@@ -23,6 +23,7 @@ import { Clock } from './devices/clock.ts';
 import { Ports } from './devices/ports.ts';
 import { SerialPort } from './devices/serial.ts';
 import { GuestMemory } from './memory.ts';
+import { EmbeddedProbes } from './probes.ts';
 import { scheduler } from './scheduler.ts';
 import { type CrashReason, EmbeddedVcpu, type VcpuOwner } from './vcpu.ts';
 import { MemoryViews } from './views.ts';
@@ -76,6 +77,7 @@ export class EmbeddedMachine implements Machine {
   readonly capabilities: Capabilities = CAPABILITIES;
   readonly memory: GuestMemory;
   readonly views: MemoryViews;
+  readonly probes: EmbeddedProbes;
   readonly frames: Frames = {
     allocate: (gfn) => this.memory.addFrame(gfn) && this.#framesChanged(),
     free: (gfn) => this.memory.removeFrame(gfn) && this.#framesChanged(),
@@ -118,6 +120,7 @@ export class EmbeddedMachine implements Machine {
     this.#bootArgument = options.bootArgument ?? 0;
     const code: OpCache = new CodeCache(this.memory.bytes.length / PAGE_SIZE);
     this.memory.code = code;
+    this.probes = new EmbeddedProbes(code);
     this.views = new MemoryViews(this.memory, this.#cpus, (vcpu) => (vcpu as EmbeddedVcpu).cpu);
     this.#surroundings = {
       memory: this.memory,
@@ -246,6 +249,7 @@ export class EmbeddedMachine implements Machine {
     if (!this.#handler) return;
     this.#handler = undefined;
     this.#session++;
+    this.probes.clear();
     for (const vcpu of this.#vcpus) vcpu.release();
     this.views.clear();
     this.#wake();
@@ -400,6 +404,7 @@ export class EmbeddedMachine implements Machine {
         if ((vcpu.cpu.attention & ATTENTION.request) !== 0) queueMicrotask(() => machine.#serve(vcpu));
         machine.#wake();
       },
+      hitProbe: (vcpu, address) => machine.probes.handlerAt(address)?.(vcpu),
       crashed: (vcpu, reason) => machine.onCrash?.({ vcpu, reason }),
       handlerFailed: (error) => machine.#handlerFailed(error),
     };

@@ -18,7 +18,8 @@ import { cpuidLeaf } from './cpu/cpuid.ts';
 import { GuestEvent } from './cpu/event.ts';
 import { EXIT, type Exit, run } from './cpu/run.ts';
 import { ARMED, ATTENTION } from './cpu/signals.ts';
-import { highHalf, lowHalf } from './cpu/wide.ts';
+import type { CpuStop, ProbeStop } from './cpu/stops.ts';
+import { highHalf, join64, lowHalf } from './cpu/wide.ts';
 import { isAcceptableXsave } from './cpu/xsave.ts';
 import type { Apic } from './devices/apic.ts';
 import { TSC_HZ } from './devices/clock.ts';
@@ -30,6 +31,8 @@ export interface VcpuOwner {
   readonly handler: MachineHandler | undefined;
   /** Changes with every attach and detach: answers of another session are void. */
   readonly session: number;
+  /** A vCPU came to the probe at an address. */
+  hitProbe(vcpu: EmbeddedVcpu, address: bigint): Awaitable<'retry' | undefined>;
   /** The vCPU may have something to do now. */
   wake(vcpu: EmbeddedVcpu): void;
   /** The vCPU left the guest for good. */
@@ -253,8 +256,20 @@ export class EmbeddedVcpu implements Vcpu {
   }
 
   #stopped(): void {
-    if (!this.#owner.handler) this.#unanswered();
+    if (this.cpu.stop.kind === 'probe') this.#hitProbe(this.cpu.stop);
+    else if (!this.#owner.handler) this.#unanswered();
     else this.#ask(this.#askStop, this.#answered, this.#unanswered);
+  }
+
+  #hitProbe({ lo, hi }: ProbeStop): void {
+    const c = this.cpu;
+    this.#ask(
+      () => this.#owner.hitProbe(this, join64(lo, hi)),
+      (answer) => {
+        if (answer !== 'retry' && c.ripLo === lo && c.ripHi === hi) c.grantProbe();
+      },
+      () => {},
+    );
   }
 
   /**
@@ -280,7 +295,7 @@ export class EmbeddedVcpu implements Vcpu {
   };
 
   /* Kept, so that a stop allocates nothing. */
-  readonly #askStop = () => this.#owner.handler!.stop(this, this.cpu.stop);
+  readonly #askStop = () => this.#owner.handler!.stop(this, this.cpu.stop as Exclude<CpuStop, ProbeStop>);
 
   readonly #answered = (answer: Answer): void => {
     if (answer.action === 'crash') this.crash('answer');

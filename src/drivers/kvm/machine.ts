@@ -5,9 +5,9 @@ import {
   attachedAlready,
   type Capabilities,
   CONTINUE,
-  type HardwareBreakpoints,
   type Machine,
   type MachineHandler,
+  type MachineProbes,
   requireCapability,
   requireTrap,
   type Trap,
@@ -97,7 +97,8 @@ export class KvmMachine implements Machine, VcpuOwner {
     return this.#vcpus.length <= 1 ? safe : { ...safe, msr: UNSAFE_MSR };
   }
 
-  readonly hardwareBreakpoints: HardwareBreakpoints = {
+  readonly probes: MachineProbes = {
+    kind: 'debug-registers',
     count: DEBUG_REGISTERS,
     set: (address, hit) => then(this.#knowConfinement(), () => this.#traps.hardware.set(address, hit)),
   };

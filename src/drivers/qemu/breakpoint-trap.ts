@@ -10,7 +10,7 @@ import type { GdbClient } from './gdb.ts';
 import { writeChangedRegisters } from './registers.ts';
 import type { RunControl } from './run-control.ts';
 import { readBytes, StoppedMemory, writeBytes } from './stopped-memory.ts';
-import type { Encounter, StoppedVcpu, TrapPoint } from './stopped-vcpu.ts';
+import { type Encounter, POINT_ORDER, type StoppedVcpu, type TrapPoint } from './stopped-vcpu.ts';
 
 const VECTOR_BP = 3;
 const FRAME_SIZE = 40;
@@ -43,6 +43,7 @@ export interface Delivery {
  * stack below the interrupted stack pointer was written.
  */
 export class BreakpointTrap implements TrapPoint {
+  readonly order = POINT_ORDER.delivery;
   readonly #control: RunControl;
   readonly #memory: PhysicalMemory;
   readonly #armed = new Set<number>();

@@ -7,7 +7,7 @@ import { deliverException } from './exception-delivery.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import type { RunControl } from './run-control.ts';
 import { StoppedMemory } from './stopped-memory.ts';
-import type { Encounter, Hold, StoppedVcpu, TrapPoint } from './stopped-vcpu.ts';
+import { type Encounter, type Hold, POINT_ORDER, type StoppedVcpu, type TrapPoint } from './stopped-vcpu.ts';
 
 const VECTOR_BP = 3;
 const VECTOR_PF = 14;
@@ -19,6 +19,7 @@ export const NO_VECTOR = 0xff;
  * waits at the instruction after hlt until an interrupt has woken it.
  */
 export class Injection implements TrapPoint {
+  readonly order = POINT_ORDER.delivery;
   readonly #control: RunControl;
   readonly #memory: PhysicalMemory;
   readonly #waiting = new Map<number, { readonly exception: Exception; readonly rip: bigint }>();
@@ -33,7 +34,7 @@ export class Injection implements TrapPoint {
     const exception = hold.exception!;
     const state = await vcpu.state();
     // A #BP that goes on to the guest is an event that must be delivered first, and takes the place.
-    if (hold.encounter?.stop.kind === 'breakpoint' && answer.action === 'continue') {
+    if (hold.encounter?.stop?.kind === 'breakpoint' && answer.action === 'continue') {
       const block = new Uint8Array(STATE_SIZE);
       state.writeBlock(block);
       return { kind: 'trap', vector: VECTOR_BP, errorCode: 0, address: getRegister(block, 'cr2') };

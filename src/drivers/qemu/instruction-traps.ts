@@ -11,7 +11,7 @@ import { findOpcode, isPrefix, kernelPaging } from './kernel-code.ts';
 import { writeChangedRegisters } from './registers.ts';
 import type { RunControl } from './run-control.ts';
 import { StoppedMemory } from './stopped-memory.ts';
-import type { Encounter, StoppedVcpu, TrapPoint } from './stopped-vcpu.ts';
+import { type Encounter, POINT_ORDER, type StoppedVcpu, type TrapPoint } from './stopped-vcpu.ts';
 
 const MAX_INSTRUCTION = 15;
 const GENERAL_PROTECTION = { vector: 13, errorCode: 0, address: 0n };
@@ -50,6 +50,7 @@ const OPCODES: Readonly<Record<TrapKind, Opcode>> = {
  * arming is not covered until the next arming.
  */
 export class InstructionTraps implements TrapPoint {
+  readonly order = POINT_ORDER.instruction;
   readonly #control: RunControl;
   readonly #memory: PhysicalMemory;
   readonly #kind: TrapKind;

@@ -17,6 +17,7 @@ import { InstructionTraps } from './instruction-traps.ts';
 import { parseMemoryTree } from './memory-map.ts';
 import type { QmpAddress } from './open-qmp.ts';
 import { Patches } from './patches.ts';
+import { QemuProbes } from './probes.ts';
 import { findQemuProcess } from './process.ts';
 import { type QmpEvent, type QmpTransport, recordOf, recordsOf } from './qmp.ts';
 import { openRam, type RamSource } from './ram.ts';
@@ -45,6 +46,8 @@ export class QemuMachine implements Machine {
   readonly startTime: number;
   readonly memory: RegionMemory;
   readonly vcpus: readonly QemuVcpu[];
+  /** With KVM a breakpoint of the gdbstub takes a debug register, and cannot be stepped over while it is set. */
+  readonly probes: QemuProbes | undefined;
   readonly #facts: QemuFacts;
   readonly #qmp: QmpTransport;
   readonly #monitor: QmpAddress;
@@ -107,6 +110,7 @@ export class QemuMachine implements Machine {
       }),
     );
     this.#control = new RunControl(qmp, workspace, facts.tscHz.length, this.#owner());
+    this.probes = facts.tcg ? new QemuProbes(this.#control, () => this.vcpus) : undefined;
     this.#states = new StateReader(qmp, workspace, facts.tscHz.length, facts.tcg);
     this.#breakpoints = new BreakpointTrap(this.#control, this.memory, (gva) =>
       this.#guard.note({ kind: 'handler', gva: gva.toString(16) }),
@@ -144,6 +148,7 @@ export class QemuMachine implements Machine {
 
   async detach(): Promise<void> {
     await this.#control.end();
+    this.probes?.clear();
     this.#breakpoints.clear();
     this.#injection.clear();
     for (const traps of Object.values(this.#instructions)) traps.clear();

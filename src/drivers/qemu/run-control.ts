@@ -124,8 +124,17 @@ export class RunControl {
   async addPoint(gdb: GdbClient, gva: bigint, point: TrapPoint): Promise<void> {
     const there = this.#points.get(gva) ?? [];
     if (there.includes(point)) return;
-    this.#points.set(gva, [...there, point]);
-    if (there.length === 0) await gdb.setBreakpoint(1, gva, 1);
+    this.#points.set(
+      gva,
+      [...there, point].sort((a, b) => a.order - b.order),
+    );
+    if (there.length > 0) return;
+    try {
+      await gdb.setBreakpoint(1, gva, 1);
+    } catch (error) {
+      this.#points.delete(gva);
+      throw error;
+    }
   }
 
   async removePoint(gdb: GdbClient, gva: bigint, point: TrapPoint): Promise<void> {
@@ -264,14 +273,25 @@ export class RunControl {
     // A step may end before its instruction (a start-up IPI); none of those at trap points leads back to itself.
     if (moved) vcpu.stepOver = false;
     const points = vcpu.stepOver ? [] : (this.#points.get(rip) ?? []);
-    let encounter: Encounter | undefined;
-    for (const point of points) encounter ??= await this.#ask(point, vcpu);
+    vcpu.ahead = points;
+    const encounter = await this.#meet(vcpu);
     if (points.length > 0 && encounter === undefined) vcpu.stepOver = vcpu.rip === rip;
     // An int3 that was stepped onto is an exit for another reason than the step, and comes before it.
-    const failed = encounter?.stop.kind === 'breakpoint';
+    const failed = encounter?.stop?.kind === 'breakpoint';
     const step: Stop[] = stepped && vcpu.stepping ? [{ kind: 'singlestep', failed }] : [];
     const met = encounter === undefined ? [] : [encounter];
     vcpu.queue.push(...(failed ? [...met, ...step] : [...step, ...met]));
+  }
+
+  /** What the vCPU meets next where it is. */
+  async #meet(vcpu: VcpuRun): Promise<Encounter | undefined> {
+    let encounter: Encounter | undefined;
+    while (encounter === undefined && vcpu.ahead.length > 0) {
+      const [point, ...rest] = vcpu.ahead;
+      vcpu.ahead = rest;
+      encounter = await this.#ask(point!, vcpu);
+    }
+    return encounter;
   }
 
   /** What a point cannot make sense of (memory that is not there any more) concerns nobody. */
@@ -312,8 +332,12 @@ export class RunControl {
     if (vcpu.hold || vcpu.crashed || this.#ending) return;
     const next = vcpu.queue.shift();
     if (next !== undefined) {
-      const encounter = 'stop' in next ? next : undefined;
-      this.#hold(vcpu, encounter, () => this.#owner.stop(vcpu.index, encounter?.stop ?? (next as Stop)));
+      const encounter = 'settle' in next ? next : undefined;
+      this.#hold(
+        vcpu,
+        encounter,
+        () => encounter?.visit?.() ?? this.#owner.stop(vcpu.index, encounter?.stop ?? (next as Stop)),
+      );
     } else if (vcpu.requested) {
       vcpu.requested = false;
       this.#hold(vcpu, undefined, () =>
@@ -357,8 +381,22 @@ export class RunControl {
       const trap = await this.#owner.deliver(stopped, hold, answer);
       if (trap) vcpu.queue.unshift(trap);
       forget(vcpu);
+      vcpu.ahead = [];
     }
     vcpu.hold = undefined;
+    if (hold.encounter) await this.#meetRest(vcpu);
+  }
+
+  /** The instruction is to be executed: those that are to be asked after what was settled are. */
+  async #meetRest(vcpu: VcpuRun): Promise<void> {
+    if (!vcpu.stepOver || vcpu.crashed || this.#ending) vcpu.ahead = [];
+    if (vcpu.ahead.length === 0) return;
+    const rip = await this.#gdb!.readRegister(vcpu.index, 'rip');
+    vcpu.rip = rip;
+    const encounter = await this.#meet(vcpu);
+    if (encounter) vcpu.queue.unshift(encounter);
+    // One that was asked may have carried the instruction out.
+    vcpu.stepOver = encounter === undefined && vcpu.rip === rip;
   }
 
   async #resume(): Promise<void> {
@@ -443,6 +481,7 @@ export class RunControl {
     for (const vcpu of this.vcpus) {
       vcpu.requested = vcpu.stepping = vcpu.stepOver = vcpu.crashed = false;
       vcpu.rip = vcpu.state = undefined;
+      vcpu.ahead = [];
       vcpu.queue.length = 0;
     }
     this.#gdb = undefined;

@@ -1,3 +1,4 @@
+import type { Awaitable } from '../../awaitable.ts';
 import type { Answer, Stop } from '../../machine/stops.ts';
 import type { Exception } from '../../machine/vcpu.ts';
 import type { CpuState } from './cpu-state.ts';
@@ -15,7 +16,10 @@ export interface StoppedVcpu {
 
 /** What a vCPU met at a {@link TrapPoint}, for the handler to decide on. */
 export interface Encounter {
-  readonly stop: Stop;
+  /** What the machine's handler is told. */
+  readonly stop?: Stop;
+  /** Called in its place where there is no stop. */
+  visit?(): Awaitable<Answer>;
   /** Turns the registers as they are into those from before the effect. */
   present?(block: Uint8Array): void;
   /**
@@ -25,8 +29,15 @@ export interface Encounter {
   settle(vcpu: StoppedVcpu, answer: Answer, registers: Uint8Array | undefined): Promise<'run' | 'step-over'>;
 }
 
+/**
+ * Points at one address are asked in this order, each when the one before it lets the instruction be executed: an
+ * exception on its way comes before the instruction, and a probe before what the instruction does.
+ */
+export const POINT_ORDER = { delivery: 0, probe: 1, instruction: 2 } as const;
+
 /** Something that stops each vCPU that is about to execute the instruction at some address. */
 export interface TrapPoint {
+  readonly order: number;
   /** Undefined when what the vCPU is about to do concerns nobody. */
   examine(vcpu: StoppedVcpu): Promise<Encounter | undefined>;
 }
@@ -59,6 +70,8 @@ export class VcpuRun {
   /** rip at the last stop, undefined when it was changed since. */
   rip: bigint | undefined;
   state: CpuState | undefined;
+  /** Points where it is that are to be asked when what it met before them is settled. */
+  ahead: readonly TrapPoint[] = [];
   /** What is to be reported, in order. */
   readonly queue: (Encounter | Stop)[] = [];
 

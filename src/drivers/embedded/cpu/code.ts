@@ -1,3 +1,5 @@
+import { ProbeAddresses } from './probe-addresses.ts';
+
 /** Bytes that one bit of {@link CodePage} stands for when writes are compared with decoded code. */
 const CHUNK_SHIFT = 6;
 /** Pages with decoded code, and instructions in blocks, that are kept before all of it is dropped. */
@@ -80,6 +82,8 @@ export interface CodeListener {
 
 /** All decoded code of a machine, by frame. */
 export class CodeCache<O extends Decoded> {
+  /** Code is decoded in another way at these; when they change, everything has to be dropped. */
+  readonly probes = new ProbeAddresses();
   readonly listeners: CodeListener[] = [];
   readonly #pages = new Map<number, CodePage<O>>();
   /** By frame number: whether a write to the frame must be looked at. */

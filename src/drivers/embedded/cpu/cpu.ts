@@ -155,6 +155,8 @@ export class Cpu implements CodeListener {
   grantCount = 0;
   /** The descriptor-table instruction at rip was allowed. */
   descriptorGranted = false;
+  /** The probe at rip was handled. */
+  probeGranted = false;
   /** The grants hold until the current REP instruction is complete, and cover everything it does. */
   repGranted = false;
   substitute: Answer['substitute'] = undefined;
@@ -328,10 +330,17 @@ export class Cpu implements CodeListener {
     return 0;
   }
 
+  /** Lets the next instruction run in spite of its probe. */
+  grantProbe(): void {
+    this.attention |= ATTENTION.grant;
+    this.probeGranted = true;
+  }
+
   clearGrants(): void {
     this.attention &= ~ATTENTION.grant;
     this.grantCount = 0;
     this.descriptorGranted = false;
+    this.probeGranted = false;
     this.repGranted = false;
     this.substitute = undefined;
   }

@@ -6,6 +6,7 @@ import { Decoder, MAX_LENGTH, NEEDS_MORE } from './decoder.ts';
 import { resolve } from './mmu.ts';
 import type { Op, OpBlock, OpPage } from './op.ts';
 import { ONE_BYTE, TWO_BYTE } from './opcodes.ts';
+import { probed } from './probes.ts';
 import { CODE_BASE } from './slots.ts';
 
 /* From rip to decoded code. */
@@ -49,15 +50,20 @@ export function decodeBlock(c: Cpu, known: OpPage): OpBlock {
   while (ops.length < BLOCK_LIMIT && at < 4096) {
     const op = page.ops.get(at) ?? decodeInPage(c, page, at);
     if (!op) break;
-    ops.push(op);
+    ops.push(watched(c, op));
     if (op.ends) break;
     at = op.next;
   }
-  if (ops.length === 0) return new Block([crossingOp(c, page, offset)]);
+  if (ops.length === 0) return new Block([watched(c, crossingOp(c, page, offset))]);
   const block = new Block(ops);
   page.addBlock(offset, block);
   c.code.decoded(page, block);
   return block;
+}
+
+/** What a block has for an instruction. */
+function watched(c: Cpu, op: Op): Op {
+  return c.code.probes.hasOffset(op.start) ? probed(op) : op;
 }
 
 /** Undefined when the instruction continues on the next page. */

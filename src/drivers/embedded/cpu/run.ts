@@ -207,10 +207,12 @@ function step(c: Cpu): typeof NONE | Exit {
   return (c.attention & ATTENTION.step) !== 0 ? stepStop(c) : NONE;
 }
 
-/** Takes back what the instruction was granted, unless it is a REP that was granted to its end. */
+/** Takes back what the instruction was granted, unless it is a REP that was granted to its end; its probe comes once. */
 function endGrants(c: Cpu, op: Op): void {
   c.uncut();
   c.leaveCodePage();
-  const goesOn = c.repGranted && op.rep !== 0 && (c.ripLo & 0xfff) === op.start;
-  if (!goesOn) c.clearGrants();
+  const repeats = op.rep !== 0 && (c.ripLo & 0xfff) === op.start;
+  const handled = repeats && c.probeGranted;
+  if (!(repeats && c.repGranted)) c.clearGrants();
+  if (handled) c.grantProbe();
 }

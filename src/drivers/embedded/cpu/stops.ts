@@ -77,6 +77,13 @@ export class PageStop {
   }
 }
 
+/** In front of an instruction with a probe. */
+export class ProbeStop {
+  readonly kind = 'probe';
+  lo = 0;
+  hi = 0;
+}
+
 export class TrapStop {
   readonly kind = 'trap';
   vector = 0;
@@ -100,6 +107,7 @@ export class Stops {
   readonly singlestep = new SinglestepStop();
   readonly page = new PageStop();
   readonly trap = new TrapStop();
+  readonly probe = new ProbeStop();
 }
 
 export type CpuStop = Stops[keyof Stops];

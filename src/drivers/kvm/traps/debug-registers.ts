@@ -1,12 +1,12 @@
 import { KvmiError } from '../../../error.ts';
-import type { Gva, HardwareBreakpointHandler } from '../../../machine/index.ts';
+import type { Gva, MachineProbeHandler } from '../../../machine/index.ts';
 
 /** DR0 to DR3 (Intel SDM vol. 3, 18.2). */
 export const DEBUG_REGISTERS = 4;
 
-/** The breakpoints of a VM's vCPUs by KVM_SET_GUEST_DEBUG, the same on all of them. */
+/** The probes of a VM's vCPUs by KVM_SET_GUEST_DEBUG, the same on all of them. */
 export class DebugRegisters {
-  readonly #handlers = new Map<Gva, HardwareBreakpointHandler>();
+  readonly #handlers = new Map<Gva, MachineProbeHandler>();
   readonly #apply: (addresses: readonly Gva[]) => void;
 
   /** `apply` brings the addresses into effect; it throws when that is not possible. */
@@ -18,19 +18,19 @@ export class DebugRegisters {
     return [...this.#handlers.keys()];
   }
 
-  handlerAt(address: Gva): HardwareBreakpointHandler | undefined {
+  handlerAt(address: Gva): MachineProbeHandler | undefined {
     return this.#handlers.get(address);
   }
 
-  set(gva: Gva, hit: HardwareBreakpointHandler): () => void {
+  set(gva: Gva, hit: MachineProbeHandler): () => void {
     const address = BigInt.asUintN(64, gva);
     if (this.#handlers.has(address)) {
-      throw new KvmiError('E_BUSY', `there is a breakpoint at 0x${address.toString(16)} already`);
+      throw new KvmiError('E_BUSY', `there is a probe at 0x${address.toString(16)} already`);
     }
     if (this.#handlers.size >= DEBUG_REGISTERS) {
       throw new KvmiError(
         'E_NO_MEMORY',
-        `a vCPU has ${DEBUG_REGISTERS} hardware breakpoints, and all of them are set`,
+        `a vCPU has ${DEBUG_REGISTERS} debug registers, and all of them are in use`,
       );
     }
     this.#apply([...this.#handlers.keys(), address]);

@@ -98,9 +98,11 @@ export class StopServer {
 
   /** In front of an instruction that a debug register names: after the handler the vCPU is stepped over it. */
   #hit(vcpu: KvmVcpu): Awaitable<void> {
-    const handler = this.#traps.hardware.handlerAt(vcpu.instructionPointer());
-    return then(handler?.(vcpu), () => {
-      if (this.#traps.isAtBreakpoint(vcpu)) this.#traps.stepOver(vcpu);
+    const address = vcpu.instructionPointer();
+    const handler = this.#traps.hardware.handlerAt(address);
+    return then(handler?.(vcpu), (answer) => {
+      const goesOn = answer !== 'retry' && vcpu.instructionPointer() === address;
+      if (goesOn && this.#traps.isAtBreakpoint(vcpu)) this.#traps.stepOver(vcpu);
       return this.#finish(vcpu);
     });
   }
