@@ -136,7 +136,7 @@ function setOnePage(hook: HookContext, entry: PageAccessEntry, view: number): Aw
   }
   const trap = { kind: 'page', gfn, access, view } as const;
   requireTrap(machine.capabilities, trap);
-  return then(machine.arm(trap), () => 0);
+  return then(access === ACCESS.all ? machine.disarm(trap) : machine.arm(trap), () => 0);
 }
 
 const controlCmdResponse: VmHandler<'VM_CONTROL_CMD_RESPONSE'> = (hook, { body, padding }, answering) => {

@@ -2,7 +2,7 @@ import { KvmiError } from '../error.ts';
 import type { Gpa, Gva } from '../machine/index.ts';
 import { PAGE_SIZE } from '../machine/index.ts';
 import { type Effect, effectOf } from '../x86/effect.ts';
-import type { Breakpoint } from './breakpoints.ts';
+import type { Breakpoint } from './breakpoint.ts';
 import type { GuestMemory } from './memory.ts';
 
 export const INT3 = 0xcc;

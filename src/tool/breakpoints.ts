@@ -1,18 +1,13 @@
 import { type Awaitable, attempt, forEachThen, isPending } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
 import type { Gpa, Gva } from '../machine/index.ts';
+import { Breakpoint, type BreakpointHandler } from './breakpoint.ts';
 import { BreakpointSite, INT3 } from './breakpoint-site.ts';
 import type { GuestEvent } from './event.ts';
 import type { Guest } from './guest.ts';
 import { Lock } from './lock.ts';
 import { carryOut, stepOver } from './step-over.ts';
 import type { GuestVcpu } from './vcpu.ts';
-
-/**
- * Called with the vCPU in front of the instruction, on every hit. It may read and change the guest; registers that
- * are assigned in `event.registers` are set. When it is done the instruction is carried out, unless rip was changed.
- */
-export type BreakpointHandler = (event: GuestEvent<'BREAKPOINT'>, breakpoint: Breakpoint) => Awaitable<void>;
 
 export interface BreakpointOptions {
   /** Whose page tables translate the address; vCPU 0 when not given. */
@@ -21,35 +16,6 @@ export interface BreakpointOptions {
 
 /** Who turned events on, for {@link Switch}. */
 const WHO = 'breakpoints';
-
-/** A breakpoint that was set. */
-export class Breakpoint {
-  readonly gva: Gva;
-  readonly gpa: Gpa;
-  /** @internal */
-  readonly handler: BreakpointHandler;
-  hits = 0;
-  readonly #remove: () => Promise<void>;
-
-  constructor(gva: Gva, gpa: Gpa, handler: BreakpointHandler, remove: (self: Breakpoint) => Promise<void>) {
-    this.gva = gva;
-    this.gpa = gpa;
-    this.handler = handler;
-    let removed: Promise<void> | undefined;
-    this.#remove = () => {
-      removed ??= remove(this);
-      return removed;
-    };
-  }
-
-  /**
-   * Takes it out. Resolves when the guest's code is as before, unless others are set at the same byte. It may be called
-   * at any time, also by the handler.
-   */
-  remove(): Promise<void> {
-    return this.#remove();
-  }
-}
 
 /**
  * Software breakpoints: an int3 in guest memory, on every vCPU that comes there.

@@ -1,9 +1,5 @@
-export {
-  Breakpoint,
-  type BreakpointHandler,
-  type BreakpointOptions,
-  type Breakpoints,
-} from './breakpoints.ts';
+export { Breakpoint, type BreakpointHandler } from './breakpoint.ts';
+export type { BreakpointOptions, Breakpoints } from './breakpoints.ts';
 export { type ConnectGuestOptions, connectGuest } from './connect.ts';
 export type {
   ActionOf,

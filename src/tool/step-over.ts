@@ -3,8 +3,8 @@ import { deferred } from '../awaitable.ts';
 import { KvmiError, messageOf } from '../error.ts';
 import type { Effect } from '../x86/effect.ts';
 import type { BreakpointSite } from './breakpoint-site.ts';
+import type { Dispatcher } from './dispatcher.ts';
 import type { GuestEvent } from './event.ts';
-import type { Guest } from './guest.ts';
 import { holdAll } from './hold.ts';
 import type { Registers } from './registers.ts';
 import type { GuestVcpu } from './vcpu.ts';
@@ -17,6 +17,14 @@ const KERNEL_HALF = 1n << 63n;
 const MAX_STEPS = 65_536;
 
 const WHO = 'step-over';
+
+/** What stepping needs of the guest. */
+export interface SteppedGuest {
+  readonly vcpus: readonly GuestVcpu[];
+  readonly dispatcher: Dispatcher;
+  readonly connection: { readonly ended: boolean };
+  report(error: Error): void;
+}
 
 type BreakpointEvent = GuestEvent<'BREAKPOINT'>;
 
@@ -80,7 +88,11 @@ function enterWith(site: BreakpointSite, event: BreakpointEvent, registers: Regi
  * Carries the replaced instruction out by single-stepping it, with its byte in place and the other vCPUs stopped.
  * Whatever fails, the byte is the guest's again at the end: then the breakpoint is lost, and reported.
  */
-export async function stepOver(guest: Guest, site: BreakpointSite, event: BreakpointEvent): Promise<void> {
+export async function stepOver(
+  guest: SteppedGuest,
+  site: BreakpointSite,
+  event: BreakpointEvent,
+): Promise<void> {
   const { vcpu, registers } = event;
   const details = registers.changed ? { registers } : undefined;
   if (!site.armed) {
@@ -105,12 +117,17 @@ export async function stepOver(guest: Guest, site: BreakpointSite, event: Breakp
 }
 
 /** Somebody else may single-step this vCPU, too. */
-function passOn(guest: Guest, stepped: GuestEvent<'SINGLESTEP'>): void {
+function passOn(guest: SteppedGuest, stepped: GuestEvent<'SINGLESTEP'>): void {
   if (stepped.vcpu.singlestepping) guest.dispatcher.dispatch(stepped);
   else stepped.reply();
 }
 
-async function giveUp(guest: Guest, site: BreakpointSite, vcpu: GuestVcpu, cause: unknown): Promise<void> {
+async function giveUp(
+  guest: SteppedGuest,
+  site: BreakpointSite,
+  vcpu: GuestVcpu,
+  cause: unknown,
+): Promise<void> {
   await Promise.allSettled([site.disarm(), vcpu.switchSinglestep(false, WHO)]);
   const message = `the breakpoint at 0x${site.gva.toString(16)} was taken out: ${messageOf(cause)}`;
   guest.report(
@@ -124,7 +141,7 @@ async function giveUp(guest: Guest, site: BreakpointSite, vcpu: GuestVcpu, cause
 
 /** Lets the vCPU carry one instruction out. The result is the open event that says so. */
 async function step(
-  guest: Guest,
+  guest: SteppedGuest,
   site: BreakpointSite,
   event: BreakpointEvent,
   details: { registers: Registers } | undefined,

@@ -40,7 +40,7 @@ describe('docs/how-to/write-a-driver.md', () => {
   });
 
   test('a tool hooked to it reads memory, and is told what cannot be done', async () => {
-    const guest = await introspect(machine);
+    const guest = await introspect(machine, { onError: (error) => assert.fail(error) });
     const expected = new Uint8Array(64);
     linuxGuest.memory.read(0x10000, expected);
     assert.deepEqual(await guest.memory.readBytes(0x10000, 64), expected);
