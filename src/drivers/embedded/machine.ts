@@ -48,7 +48,7 @@ export interface EmbeddedMachineOptions {
   readonly name?: string;
   /** 16 bytes; random when absent. */
   readonly uuid?: Uint8Array;
-  /** `host` (default): guest time is host time. `instructions`: it counts instructions, and runs can be repeated. */
+  /** `host` (default): guest time is host time. `instructions`: it counts instructions, and runs can be repeated. @internal */
   readonly clock?: 'host' | 'instructions';
 }
 

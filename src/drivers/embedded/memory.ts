@@ -9,7 +9,7 @@ const SIZE_LIMIT = 2 ** 31 - (SPARE_FRAMES + 1) * PAGE_SIZE;
 export interface CodeWatch {
   /** Whether a write to the frame must be told. */
   hasCode(frame: number): boolean;
-  /** Bytes of the frame were written; offsets in the page. */
+  /** Bytes of the frame were written; offsets in the page. @internal */
   wrote(frame: number, from: number, to: number): void;
 }
 
@@ -25,13 +25,15 @@ export const UNBACKED = -1;
 export class GuestMemory implements PhysicalMemory {
   /** Size of the RAM that the machine was made with, in bytes. */
   readonly size: number;
+  /** @internal */
   readonly bytes: Uint8Array;
+  /** @internal */
   readonly data: DataView;
   /** Frame that reads as 0xff. */
   readonly unbacked: number;
   /** Told of writes. */
   code: CodeWatch = NO_CODE;
-  /** Counts writes from outside the guest. */
+  /** Counts writes from outside the guest. @internal */
   writes = 0;
   readonly #ramPages: number;
   /** Frames added at run time by gfn. */
@@ -39,6 +41,7 @@ export class GuestMemory implements PhysicalMemory {
   readonly #spare: number[] = [];
   #regions: readonly MemoryRegion[] = [];
 
+  /** @internal */
   constructor(size: number) {
     if (!Number.isInteger(size) || size < 1024 * 1024 || size > SIZE_LIMIT || size % PAGE_SIZE !== 0) {
       throw new KvmiError('E_ARGUMENT', `memory: ${size} is not a usable memory size`, {
@@ -60,7 +63,7 @@ export class GuestMemory implements PhysicalMemory {
     return this.#regions;
   }
 
-  /** Offset in the backing store of the page at `gfn`, or {@link UNBACKED}. */
+  /** Offset in the backing store of the page at `gfn`, or {@link UNBACKED}. @internal */
   frameOf(gfn: number): number {
     if (gfn < this.#ramPages) return gfn * PAGE_SIZE;
     return this.#added.get(gfn) ?? UNBACKED;
@@ -97,7 +100,7 @@ export class GuestMemory implements PhysicalMemory {
     if (this.code.hasCode(frame)) this.code.wrote(frame, at - frame, at - frame + length);
   }
 
-  /** Puts a zeroed page at `gfn`. False when something is there, or no page is left. */
+  /** Puts a zeroed page at `gfn`. False when something is there, or no page is left. @internal */
   addFrame(gfn: number): boolean {
     if (!(gfn >= 0 && gfn < GPA_LIMIT / PAGE_SIZE) || this.frameOf(gfn) !== UNBACKED) return false;
     const frame = this.#spare.pop();
@@ -109,7 +112,7 @@ export class GuestMemory implements PhysicalMemory {
     return true;
   }
 
-  /** Takes back {@link addFrame}. False when `gfn` was not added. */
+  /** Takes back {@link addFrame}. False when `gfn` was not added. @internal */
   removeFrame(gfn: number): boolean {
     const frame = this.#added.get(gfn);
     if (frame === undefined) return false;
@@ -119,7 +122,7 @@ export class GuestMemory implements PhysicalMemory {
     return true;
   }
 
-  /** Back to the state of a machine that was just made: no content, no added frames. */
+  /** Back to the state of a machine that was just made: no content, no added frames. @internal */
   reset(): void {
     this.bytes.fill(0, 0, this.unbacked);
     for (const gfn of [...this.#added.keys()]) this.removeFrame(gfn);

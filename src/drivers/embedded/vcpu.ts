@@ -60,6 +60,7 @@ let inGuest = false;
 export class EmbeddedVcpu implements Vcpu {
   readonly index: number;
   readonly tscHz = TSC_HZ;
+  /** @internal */
   readonly cpu: Cpu;
   started: boolean;
   /** Instructions executed since the machine was made or reset. */
@@ -72,6 +73,7 @@ export class EmbeddedVcpu implements Vcpu {
   /** Whether the page stop that was answered last was let go on. */
   #goesOn = false;
 
+  /** @internal */
   constructor(index: number, apic: Apic, surroundings: CpuSurroundings, owner: VcpuOwner) {
     this.index = index;
     this.started = index === 0;
@@ -88,7 +90,7 @@ export class EmbeddedVcpu implements Vcpu {
     return !this.cpu.halted || wakes !== 0;
   }
 
-  /** Whether the handler has not answered yet. */
+  /** Whether the handler has not answered yet. @internal */
   get waiting(): boolean {
     return this.#abandoned !== undefined;
   }
@@ -144,7 +146,7 @@ export class EmbeddedVcpu implements Vcpu {
     this.cpu.inject(event);
   }
 
-  /** Arms or disarms a trap of this vCPU. */
+  /** Arms or disarms a trap of this vCPU. @internal */
   setTrap(trap: Exclude<Trap, { kind: 'page' }>, armed: boolean): void {
     const c = this.cpu;
     if (trap.kind === 'singlestep') {
@@ -159,7 +161,7 @@ export class EmbeddedVcpu implements Vcpu {
     }
   }
 
-  /** Takes away every trap, and what the handler left undone. An open stop counts as answered with continue. */
+  /** Takes away every trap, and what the handler left undone. An open stop counts as answered with continue. @internal */
   release(): void {
     const c = this.cpu;
     c.armed = 0;
@@ -173,7 +175,7 @@ export class EmbeddedVcpu implements Vcpu {
     abandoned?.();
   }
 
-  /** Starts an application processor in flat 32-bit code at a physical address. */
+  /** Starts an application processor in flat 32-bit code at a physical address. @internal */
   start(address: number): void {
     if (this.started) return;
     this.cpu.reset();
@@ -182,7 +184,7 @@ export class EmbeddedVcpu implements Vcpu {
     this.#owner.wake(this);
   }
 
-  /** Back to the state after power-on. */
+  /** Back to the state after power-on. @internal */
   reset(): void {
     this.cpu.reset();
     this.cpu.attention &= ~ATTENTION.dead;
@@ -191,7 +193,7 @@ export class EmbeddedVcpu implements Vcpu {
     this.#abandoned = undefined;
   }
 
-  /** Makes a `run` that is going on return before the next instruction. */
+  /** Makes a `run` that is going on return before the next instruction. @internal */
   leave(): void {
     this.cpu.attention |= ATTENTION.leave;
   }
@@ -227,7 +229,7 @@ export class EmbeddedVcpu implements Vcpu {
     else if (exit === EXIT.shutdown) this.crash('triple fault');
   }
 
-  /** Calls the handler for a request, if there is one. */
+  /** Calls the handler for a request, if there is one. @internal */
   serveRequest(): void {
     const c = this.cpu;
     if ((c.attention & ATTENTION.request) === 0 || this.waiting || c.dead || !this.started) return;
@@ -243,13 +245,14 @@ export class EmbeddedVcpu implements Vcpu {
     );
   }
 
-  /** Tells the handler about a new vCPU. `done` is called when it may run. */
+  /** Tells the handler about a new vCPU. `done` is called when it may run. @internal */
   announce(done: () => void): void {
     const { handler } = this.#owner;
     if (handler?.vcpuCreated) this.#ask(() => handler.vcpuCreated!(this), done, done);
     else done();
   }
 
+  /** @internal */
   crash(reason: CrashReason): void {
     this.cpu.attention |= ATTENTION.dead;
     this.#owner.crashed(this, reason);

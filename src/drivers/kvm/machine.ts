@@ -50,6 +50,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   readonly uuid: Uint8Array;
   readonly startTime: number;
   readonly memory: VmmMemory;
+  /** @internal */
   readonly vmm: Vmm;
   readonly #capabilities: Capabilities;
   readonly #unsafe: boolean;
@@ -62,6 +63,7 @@ export class KvmMachine implements Machine, VcpuOwner {
   #stopPolling: (() => void) | undefined;
   #stopWatching: (() => void) | undefined;
 
+  /** @internal */
   constructor(file: VmFile, options: KvmMachineOptions) {
     this.vmm = new Vmm(file, options.liftFilters);
     const { pid } = file;
@@ -171,18 +173,22 @@ export class KvmMachine implements Machine, VcpuOwner {
     handler?.closed(error instanceof Error ? error : new Error(String(error)));
   }
 
+  /** @internal */
   guarded(run: () => void): void {
     this.#threads.guarded(run);
   }
 
+  /** @internal */
   search(vcpu: KvmVcpu): void {
     if (this.#stops.handler) this.#threads.search(vcpu);
   }
 
+  /** @internal */
   gone(vcpu: KvmVcpu): void {
     this.#threads.gone(vcpu);
   }
 
+  /** @internal */
   exitPending(vcpu: KvmVcpu): boolean {
     const pending = this.vmm.exitPending(vcpu.fd);
     if (pending !== undefined) return pending;
@@ -191,6 +197,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     return reason === KVM_EXIT.IO || reason === KVM_EXIT.MMIO;
   }
 
+  /** @internal */
   held(vcpu: KvmVcpu, reason: HoldReason): void {
     if (this.#detaching) {
       if (reason !== 'exit') return;
@@ -205,14 +212,17 @@ export class KvmMachine implements Machine, VcpuOwner {
     void done;
   }
 
+  /** @internal */
   claims(vcpu: KvmVcpu): boolean {
     return this.#traps.accesses.claims(vcpu);
   }
 
+  /** @internal */
   settle(vcpu: KvmVcpu): void {
     this.#traps.accesses.settle(vcpu);
   }
 
+  /** @internal */
   prepareEntry(vcpu: KvmVcpu): void {
     this.#traps.prepareEntry(vcpu);
   }
@@ -239,7 +249,7 @@ export class KvmMachine implements Machine, VcpuOwner {
     return 'vcpu' in trap ? this.#vcpus[trap.vcpu.index] : undefined;
   }
 
-  /** Finds out in advance what `attach` and the first stop need. */
+  /** Finds out in advance what `attach` and the first stop need. @internal */
   prepare(): void {
     void this.vmm.site;
     for (const { fd } of this.#vcpus) this.vmm.threadOf(fd);

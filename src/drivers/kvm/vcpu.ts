@@ -69,6 +69,7 @@ export class KvmVcpu implements Vcpu, ThreadOwner {
   #leaving: { promise: Promise<void>; resolve: () => void } | undefined;
   #park: NodeJS.Timeout | undefined;
 
+  /** @internal */
   constructor(owner: VcpuOwner, index: number, fd: number) {
     this.#owner = owner;
     this.index = index;

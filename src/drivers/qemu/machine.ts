@@ -64,7 +64,7 @@ export class QemuMachine implements Machine {
   #handler: MachineHandler | undefined;
   #shutDown = false;
 
-  /** Opens the machine behind `qmp` without touching the guest. The machine owns `qmp` from then on. */
+  /** Opens the machine behind `qmp` without touching the guest. The machine owns `qmp` from then on. @internal */
   static async open(qmp: QmpTransport, monitor: QmpAddress): Promise<QemuMachine> {
     let workspace: Workspace | undefined;
     try {

@@ -20,6 +20,7 @@ export class QemuProbes implements MachineProbes {
   readonly #vcpus: () => readonly Vcpu[];
   readonly #points = new Map<Gva, ProbePoint>();
 
+  /** @internal */
   constructor(control: RunControl, vcpus: () => readonly Vcpu[]) {
     this.#control = control;
     this.#vcpus = vcpus;

@@ -18,6 +18,7 @@ export class QemuVcpu implements Vcpu {
   readonly #cpuid: CpuidReader;
   readonly #capabilities: () => Capabilities;
 
+  /** @internal */
   constructor(
     index: number,
     tscHz: number,

@@ -53,6 +53,7 @@ export class SnapshotMachine implements Machine {
   readonly #file: FileSource;
   #handler: MachineHandler | undefined;
 
+  /** @internal */
   constructor(file: FileSource, contents: DumpContents) {
     this.name = basename(file.path);
     this.uuid = createHash('sha256').update(file.path).digest().subarray(0, 16);
