@@ -2,12 +2,12 @@ import { KVM, KVM_MEM, kvmMemoryRegion } from '../abi/kvm.ts';
 import type { Memslot } from '../drivers/kvm/slots/memslots.ts';
 import { readRequest, type SlotRequest } from '../drivers/kvm/slots/slot-request.ts';
 import { sameAddressSpace, type VmFile } from '../drivers/kvm/slots/vm-file.ts';
+import { PAGE_SIZE } from '../machine/address.ts';
 import { SystemError } from '../system/libc.ts';
 import { kvmDescriptors, kvmKind, processOf } from '../system/proc.ts';
 import { ProcessMemory } from '../system/process-memory.ts';
 import type { InterceptedIoctl } from './requests.ts';
 
-const PAGE_SIZE = 4096;
 /** Guest-physical addresses have 52 bits at most; what a processor with fewer refuses, a guest cannot reach. */
 const GPA_END = 2 ** 52;
 /** Above these bits a slot number names another address space: that of system management mode. */

@@ -1,3 +1,5 @@
+import { PAGE_SIZE } from '../../../machine/address.ts';
+
 /** Where a slot may be in its VMM. */
 export interface Backing {
   readonly hva: number;
@@ -10,7 +12,6 @@ export interface Range {
   readonly end: number;
 }
 
-const PAGE = 4096;
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 /** Where memory below 4 GiB may end; the rest of it is from 4 GiB on. */
@@ -56,5 +57,6 @@ function* partsOf({ start, end }: Range, offset: number, gpa: number): Generator
     if (division > gpa && start + division <= end) yield { hva, size: division - gpa };
   }
   // The shadow of option ROMs, in pages.
-  if (gpa >= 0xc0000 && gpa < MIB) for (let size = PAGE; gpa + size <= MIB; size += PAGE) yield { hva, size };
+  if (gpa >= 0xc0000 && gpa < MIB)
+    for (let size = PAGE_SIZE; gpa + size <= MIB; size += PAGE_SIZE) yield { hva, size };
 }

@@ -1,6 +1,7 @@
 import { ERRNO } from '../../../abi/errno.ts';
 import { KVM_MEM } from '../../../abi/kvm.ts';
 import { KvmiError } from '../../../error.ts';
+import { PAGE_SIZE } from '../../../machine/address.ts';
 import type { Memslot } from './memslots.ts';
 import { type Backing, backingsAt, type Range } from './slot-candidates.ts';
 import type { SlotRequest } from './slot-request.ts';
@@ -35,14 +36,13 @@ export type Ask = (calls: readonly OracleCall[]) => number[];
 export const SERIES_LIMIT = 30;
 
 const { ENOENT, EEXIST, EINVAL } = ERRNO;
-const PAGE = 4096;
 /** Slots of VMMs are numbered from 0; the highest number that every kernel knows is 508. */
 const SEARCHED_SLOTS = 503;
 const MARKER_SLOTS = [506, 505, 504, 503];
 /** Beyond what guests use, within what processors with 36 to 46 address bits have. */
-const MARKER_ADDRESSES = [2 ** 38 - PAGE, 2 ** 36 - PAGE, 2 ** 40 - PAGE, 2 ** 35 - PAGE];
+const MARKER_ADDRESSES = [2 ** 38 - PAGE_SIZE, 2 ** 36 - PAGE_SIZE, 2 ** 40 - PAGE_SIZE, 2 ** 35 - PAGE_SIZE];
 /** No process has memory there. The marker is never accessed. */
-const MARKER_HVA = PAGE;
+const MARKER_HVA = PAGE_SIZE;
 const LARGEST_GAP = 2 ** 30;
 /** Slots are looked for below this address. */
 const SEARCH_END = 2 ** 37;
@@ -91,7 +91,7 @@ export class SlotOracle {
   #makeMarker(): void {
     const slot = MARKER_SLOTS.find((candidate) => this.#isUnused(candidate));
     const gpa = MARKER_ADDRESSES.find(
-      (candidate) => slot !== undefined && this.#tryMaking(slot, candidate, PAGE) === 0,
+      (candidate) => slot !== undefined && this.#tryMaking(slot, candidate, PAGE_SIZE) === 0,
     );
     if (slot === undefined || gpa === undefined) {
       throw new KvmiError(
@@ -128,7 +128,7 @@ export class SlotOracle {
   #guess(guesses: readonly Found[], aim = this.#aim): boolean[] {
     const { slot, gpa } = this.#marker;
     const at = aim ?? gpa;
-    const around = aim === undefined ? [set(slot, 0, gpa, PAGE, MARKER_HVA), remove(slot)] : [];
+    const around = aim === undefined ? [set(slot, 0, gpa, PAGE_SIZE, MARKER_HVA), remove(slot)] : [];
     const limit = SERIES_LIMIT - around.length;
     const answers: number[] = [];
     for (let i = 0; i < guesses.length; i += limit) {
@@ -156,7 +156,7 @@ export class SlotOracle {
     const guesses = Array.from({ length: SEARCHED_SLOTS }, (_, slot) => ({
       slot,
       hva: MARKER_HVA,
-      size: PAGE,
+      size: PAGE_SIZE,
       readonly: false,
     }));
     const unused = this.#guess(guesses, occupied);
@@ -190,7 +190,7 @@ export class SlotOracle {
   /** The first page from `at` on that a slot has. */
   #nextOccupied(at: number): number | undefined {
     let gpa = at;
-    for (let size = LARGEST_GAP; size >= PAGE; ) {
+    for (let size = LARGEST_GAP; size >= PAGE_SIZE; ) {
       if (gpa >= SEARCH_END) return undefined;
       if (this.#isFree(gpa, size)) gpa += size;
       else size /= 2;

@@ -1,7 +1,6 @@
+import { PAGE_SIZE } from '../../../machine/address.ts';
 import type { Memslot } from './memslots.ts';
 import type { SlotRequest } from './slot-request.ts';
-
-const PAGE_SIZE = 4096;
 
 /** A memory slot of which single pages can be taken away: what is left of it is in several slots meanwhile. */
 export class SplitSlot {

@@ -1,18 +1,18 @@
 import { getS64, putU32, putU64 } from '../../../abi/bytes.ts';
 import { SIGNAL, SYS } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
+import { PAGE_SIZE } from '../../../machine/address.ts';
 import { libc, SystemError, takeDescriptor, type Word } from '../../../system/libc.ts';
 import { SharedMapping } from '../../../system/shared-mapping.ts';
 import { AGENT_CODE, AGENT_ENTRY, CALL_LIMIT, CALL_SIZE, SLOT } from './agent-code.ts';
 import type { SyscallSite } from './syscall-site.ts';
 import { putUserRegister, type Tracee } from './tracee.ts';
 
-const PAGE = 4096;
 /** A page for the slot and three for the arguments of its calls. */
-const SLOT_STRIDE = 4 * PAGE;
+const SLOT_STRIDE = 4 * PAGE_SIZE;
 const SLOT_COUNT = 257;
-const SIZE = PAGE + SLOT_COUNT * SLOT_STRIDE;
-export const ARGUMENT_SIZE = SLOT_STRIDE - PAGE;
+const SIZE = PAGE_SIZE + SLOT_COUNT * SLOT_STRIDE;
+export const ARGUMENT_SIZE = SLOT_STRIDE - PAGE_SIZE;
 
 const PROT_READ = 1;
 const PROT_WRITE = 2;
@@ -41,11 +41,11 @@ export class Slot {
 
   constructor(agent: Agent, index: number) {
     this.#agent = agent;
-    const offset = PAGE + index * SLOT_STRIDE;
-    this.bytes = agent.shared.subarray(offset, offset + PAGE);
-    this.argument = agent.shared.subarray(offset + PAGE, offset + SLOT_STRIDE);
+    const offset = PAGE_SIZE + index * SLOT_STRIDE;
+    this.bytes = agent.shared.subarray(offset, offset + PAGE_SIZE);
+    this.argument = agent.shared.subarray(offset + PAGE_SIZE, offset + SLOT_STRIDE);
     this.address = agent.address + offset;
-    this.argumentAddress = this.address + PAGE;
+    this.argumentAddress = this.address + PAGE_SIZE;
   }
 
   /** Sends a stopped thread into the agent. `saved` is how it is restored when nobody traces it any more. */
@@ -133,7 +133,7 @@ export class Agent {
     mapping.bytes.set(AGENT_CODE);
     const address = inject('mmap', SYS.mmap, 0, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     const executable = PROT_READ | PROT_EXEC;
-    inject('mmap', SYS.mmap, address, PAGE, executable, MAP_SHARED | MAP_FIXED, fd, 0);
+    inject('mmap', SYS.mmap, address, PAGE_SIZE, executable, MAP_SHARED | MAP_FIXED, fd, 0);
     inject('close', SYS.close, fd);
     return new Agent(address, mapping);
   }

@@ -1,5 +1,6 @@
 import { PTRACE_O, SECCOMP, SYS } from '../../../abi/linux.ts';
 import { messageOf } from '../../../error.ts';
+import { PAGE_SIZE } from '../../../machine/address.ts';
 import { libc, SystemError, takeDescriptor } from '../../../system/libc.ts';
 import { kvmDescriptors, readText, statusNumber, userThreads } from '../../../system/proc.ts';
 import { ProcessMemory } from '../../../system/process-memory.ts';
@@ -10,7 +11,6 @@ import { RunSearch } from './run-search.ts';
 import { findSyscallSite, type SyscallSite } from './syscall-site.ts';
 import { Tracee } from './tracee.ts';
 
-const PAGE_SIZE = 4096;
 const READ_WRITE = 3;
 const SHARED = 1;
 
