@@ -46,7 +46,8 @@ const PAGES: readonly Page[] = [
   {
     file: 'drivers.md',
     title: 'Drivers',
-    about: 'Ways into a machine. Each gives a `Machine`, which [is described with the contract](machine.md).',
+    about:
+      'Ways into a machine. Each gives a `Machine`, which [is described with the contract](machine.md) and not repeated here.',
     modules: [
       ['kvmi/drivers/embedded', 'A machine in this process.'],
       ['kvmi/drivers/qemu', 'Any QEMU.'],
@@ -97,14 +98,30 @@ function isPublic(member: Member): boolean {
   return !hidden && !internal && !(member.name && ts.isPrivateIdentifier(member.name));
 }
 
+/** What a class has because of the contracts that it implements: described with those. */
+function contractMembers(declaration: ts.ClassDeclaration, checker: ts.TypeChecker): ReadonlySet<string> {
+  const clauses = declaration.heritageClauses ?? [];
+  const contracts = clauses.filter(({ token }) => token === ts.SyntaxKind.ImplementsKeyword);
+  const types = contracts.flatMap((clause) => clause.types.map((type) => checker.getTypeAtLocation(type)));
+  return new Set(types.flatMap((type) => type.getProperties().map(({ name }) => name)));
+}
+
+/** The members of a class that its description has. */
+function ownMembers(declaration: ts.ClassDeclaration, checker: ts.TypeChecker): ts.ClassElement[] {
+  const contract = contractMembers(declaration, checker);
+  return declaration.members.filter(
+    (member) => isPublic(member) && !(member.name && contract.has(member.name.getText())),
+  );
+}
+
 /** A declaration as text: without what is private, and without the doc comment before it. */
-function declarationText(declaration: ts.Declaration): string {
+function declarationText(declaration: ts.Declaration, checker: ts.TypeChecker): string {
   const node = ts.isVariableDeclaration(declaration) ? declaration.parent.parent : declaration;
   const text = node.getText();
   if (!ts.isClassDeclaration(node)) return undeclared(text);
   const first = node.members[0];
   const head = first ? text.slice(0, first.getFullStart() - node.getStart()).trimEnd() : text;
-  const members = node.members.filter(isPublic).map((member) => member.getFullText().replace(/^\n/, ''));
+  const members = ownMembers(node, checker).map((member) => member.getFullText().replace(/^\n/, ''));
   return undeclared(`${head}\n${members.join('\n')}\n}`);
 }
 
@@ -137,7 +154,7 @@ function commentOf(symbol: ts.Symbol, checker: ts.TypeChecker): string {
 }
 
 function symbolSection(name: string, symbol: ts.Symbol, checker: ts.TypeChecker): string {
-  const code = (symbol.declarations ?? []).map(declarationText).join('\n');
+  const code = (symbol.declarations ?? []).map((each) => declarationText(each, checker)).join('\n');
   const comment = commentOf(symbol, checker);
   return `### ${name}\n\n${comment === '' ? '' : `${comment}\n\n`}\`\`\`ts\n${code}\n\`\`\`\n`;
 }
@@ -232,13 +249,15 @@ class Reference {
   #typesIn(symbol: ts.Symbol): Map<string, ts.Symbol> {
     const found = new Map<string, ts.Symbol>();
     const visit = (node: ts.Node): void => {
-      if (ts.isClassElement(node) && !isPublic(node)) return;
       const name = typeNameOf(node);
       const target = name && this.#checker.getSymbolAtLocation(name);
       if (target) this.#addType(found, this.#resolved(target));
       ts.forEachChild(node, visit);
     };
-    for (const declaration of symbol.declarations ?? []) visit(declaration);
+    for (const declaration of symbol.declarations ?? []) {
+      if (!ts.isClassDeclaration(declaration)) visit(declaration);
+      else for (const part of ownMembers(declaration, this.#checker)) visit(part);
+    }
     return found;
   }
 
