@@ -13,6 +13,7 @@ const MAX_LINES = 50;
 
 const EXAMPLES: readonly [name: string, line: RegExp, count: number][] = [
   ['list-syscalls', /^vCPU 0 {2}(write|mmap|sched_yield|getpid|spawn|exit|getppid)\(0x[0-9a-f]+\)$/, 12],
+  ['calls-of', /^ +0 {2}0x[0-9a-f]+$|"rdi":"0x[0-9a-f]+"/, 10],
   ['guard-page', /^vCPU 0 {2}write of 0x4[123] to 0x10700[012] at rip 0xffffffff[0-9a-f]{8}$/, 3],
   ['watch-cr3', /^vCPU 0 {2}cr3: 0x[0-9a-f]+ -> 0x[0-9a-f]+$/, 10],
 ];
