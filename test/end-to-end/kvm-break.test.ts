@@ -63,6 +63,32 @@ describe('kvmi break on stock KVM', { skip: missing('gcc', 'qemu-system-x86_64')
     );
   });
 
+  it('does not keep others from reading, and is named to who would hold the VM too', async () => {
+    const breaking = new KvmiProcess(['break', `kvm:${qemu.pid}`, BREAKPOINT, '-o', 'jsonl']);
+    try {
+      await breaking.seen('stdout', /rip/);
+      for (const args of [
+        ['info', `kvm:${qemu.pid}`],
+        ['info', String(qemu.pid)],
+        ['read', `kvm:${qemu.pid}`, String(COUNTER), '4', '--physical', '--hex'],
+      ]) {
+        const { code, stderr } = await kvmi(args);
+        assert.equal(code, EXIT.ok.code, stderr);
+      }
+      for (const args of [
+        ['break', `kvm:${qemu.pid}`, BREAKPOINT],
+        ['regs', `kvm:${qemu.pid}`],
+      ]) {
+        const { code, stderr } = await kvmi(args);
+        assert.equal(code, EXIT.busy.code, stderr);
+        assert.match(stderr, new RegExp(`process ${breaking.child.pid} traces .*\\[E_BUSY\\]`));
+      }
+    } finally {
+      breaking.kill('SIGINT');
+      await breaking.ended;
+    }
+  });
+
   it('killed, it leaves the code of the guest as it was, and the guest counts on', async () => {
     const before = code();
     const breaking = new KvmiProcess(['break', `kvm:${qemu.pid}`, BREAKPOINT, '-o', 'jsonl']);
