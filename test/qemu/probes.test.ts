@@ -86,8 +86,14 @@ describe('probes of QEMU under TCG, -smp 2', { skip: whyNoLinuxGuest() ?? false 
     assert.deepEqual(await piece(), original, 'while it is set');
     assert.deepEqual(hits, [CALLS, CALLS]);
     await probe.remove();
+    await vm.nextTicks(1, PATIENCE_MS);
+    let stops = 0;
+    vm.monitor.onEvent(({ name }) => {
+      if (name === 'STOP') stops++;
+    });
     await callOnBoth();
     assert.equal(probe.hits, 2 * CALLS, 'none after it was removed');
+    assert.equal(stops, 0, 'nothing stops the VM any more');
   });
 
   test('two at one address, one of which removes itself', async () => {
