@@ -120,6 +120,14 @@ hint: Did you mean web?
 In programs it is \`error.code\` of a \`KvmiError\`, with \`error.hint\` and \`error.data\`. With \`--log-format json\` it
 is one line of JSON on standard error: \`{"v":1,"level":"error","code":…,"message":…,"hint":…,"data":…,"exit":…}\`.
 
+The exit code of \`kvmi\` says whose turn it is:
+
+- ${EXIT.usage.code}: the command line cannot be carried out as it is. An argument is wrong, a file to write exists, a file to compare with or
+  to take types from is missing or does not fit, \`tcp:\` stands without a cookie.
+- ${EXIT.noSuchVm.code}: what stands for VM is not there: no such name, or no dump at the path of \`file:\`.
+- ${EXIT.permission.code}: the system, a file's rights or \`--allow-…\` say no, whatever it is for.
+- ${EXIT.peer.code}: the other end of a connection.
+
 ${sections.join('\n\n')}
 `;
 }

@@ -35,7 +35,7 @@ export const ERROR_CODES = {
     next: 'Correct the call; the message names the value and what is taken.',
   },
   E_BASELINE: {
-    meaning: 'A file is no baseline of a guest, or a damaged one.',
+    meaning: 'A file is no baseline of a guest, a damaged one, or of another boot.',
     next: 'Make a new one with `kvmi check VM --save-baseline FILE` while the guest is well.',
   },
   E_BREAKPOINT_LOST: {
@@ -329,8 +329,8 @@ export const ERROR_CODES = {
     next: 'Set the breakpoint on another instruction nearby.',
   },
   E_SYMBOL: {
-    meaning: 'The kernel has no symbol of that name.',
-    next: 'Symbols of data need CONFIG_KALLSYMS_ALL; some exist only in some versions or configurations.',
+    meaning: 'The kernel has no symbol of that name, or at that address.',
+    next: 'A pattern finds names: `kvmi symbols VM "do_sys_*"`. Symbols of data need CONFIG_KALLSYMS_ALL; some exist only in some versions or configurations.',
   },
   E_SYSTEM: {
     meaning: 'A system call failed.',

@@ -103,6 +103,8 @@ export interface Command<
    * program's, so is standard error unless `-v` is given.
    */
   readonly runsProgram?: boolean;
+  /** What people are told when there are no rows: `no sockets`. */
+  readonly nothing?: string;
   /** Columns of the table when options change them. */
   shown?(options: OptionValues<O>): readonly string[] | undefined;
   /** The form for people, when a table is not it. Lines must be safe for a terminal, of which `width` is the width. */

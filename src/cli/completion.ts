@@ -43,6 +43,20 @@ function choices(commands: readonly Command[]): { flags: string[]; words: readon
   );
 }
 
+/** Whether the value of an option is a file. */
+function isFile(option: Option<unknown>): boolean {
+  return /<FILE>$/.test(option.flags);
+}
+
+/** Flags of the options with a value that `which` says, of all commands. */
+function valueFlags(commands: readonly Command[], which: (option: Option<unknown>) => boolean): string[] {
+  const options = [COMMON_OPTIONS, ...commands.map((each) => each.options)].flatMap((table) =>
+    Object.values(table),
+  );
+  const flags = options.filter((option) => option.parse && which(option)).flatMap(flagsOf);
+  return [...new Set(flags)];
+}
+
 function bash(commands: readonly Command[]): string {
   const common = [...allFlags(COMMON_OPTIONS), '--help'].join(' ');
   const cases = commands.map(
@@ -52,6 +66,8 @@ function bash(commands: readonly Command[]): string {
     ({ flags, words }) =>
       `    ${flags.join('|')}) COMPREPLY=($(compgen -W "${words.join(' ')}" -- "$current")); return ;;`,
   );
+  const files = valueFlags(commands, (option) => isFile(option));
+  const free = valueFlags(commands, (option) => !isFile(option) && option.choices === undefined);
   const withVm = commands.filter(takesVm).map(({ name }) => name);
   return `# bash completion of kvmi
 _kvmi() {
@@ -62,7 +78,7 @@ _kvmi() {
   done
   case "$previous" in
 ${values.join('\n')}
-    --file|--cookie-file) COMPREPLY=($(compgen -f -- "$current")); return ;;
+${files.length > 0 ? `    ${files.join('|')}) COMPREPLY=($(compgen -f -- "$current")); return ;;\n` : ''}    ${free.join('|')}) return ;;
   esac
   case "$command" in
     '') words="${commands.map(({ name }) => name).join(' ')} ${common} --version" ;;
@@ -97,7 +113,7 @@ function zsh(commands: readonly Command[]): string {
     const value = option.choices
       ? `:value:(${option.choices.join(' ')})`
       : option.parse
-        ? ':value:_files'
+        ? `:value:${isFile(option) ? '_files' : ' '}`
         : '';
     return flagsOf(option).map((flag) => quoted(`*${flag}[${about}]${value}`));
   };
@@ -134,7 +150,13 @@ ${names.join('\n')}
 ${cases.join('\n')}
   esac
 }
-_kvmi "$@"
+# Autoloaded as _kvmi it is the function itself; sourced it registers it.
+if [[ "$funcstack[1]" == _kvmi ]]; then
+  _kvmi "$@"
+else
+  (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+  compdef _kvmi kvmi
+fi
 `;
 }
 
@@ -143,7 +165,13 @@ function fish(commands: readonly Command[]): string {
     const flags = flagsOf(each).map((flag) =>
       flag.startsWith('--') ? `-l ${flag.slice(2)}` : `-s ${flag[1]}`,
     );
-    const value = each.choices ? ` -x -a ${quoted(each.choices.join(' '))}` : each.parse ? ' -r' : '';
+    const value = each.choices
+      ? ` -x -a ${quoted(each.choices.join(' '))}`
+      : each.parse
+        ? isFile(each)
+          ? ' -r -F'
+          : ' -x'
+        : '';
     return `complete -c kvmi ${condition}${flags.join(' ')}${value} -d ${quoted(each.about)}`;
   };
   const lines = ['# fish completion of kvmi', 'complete -c kvmi -f'];

@@ -1,16 +1,16 @@
 import { KvmiError, messageOf, UsageError } from '../error.ts';
-import { formatUuid, type ServeEnd, type ServeOptions, serve } from '../host/index.ts';
+import { type ServeEnd, type ServeOptions, serve, vmLabel } from '../host/index.ts';
 import { oneOf, seconds, text } from '../input/values.ts';
 import type { Machine } from '../machine/index.ts';
 import type { Row } from '../rows/columns.ts';
-import { connect, parseAddress } from '../transport/index.ts';
+import { connect, isPrivateSocket, parseAddress } from '../transport/index.ts';
 import { DIALECTS, type DialectName } from '../wire/index.ts';
 import { defaultOption, flag, type OptionValues, valueOption } from './command.ts';
 import type { Context } from './context.ts';
 import { readCookieFile } from './cookie-file.ts';
 import { exitOf } from './errors.ts';
 import { EXIT } from './exit-codes.ts';
-import { pause, whenAborted } from './interruption.ts';
+import { pause, unlessAborted } from './interruption.ts';
 import { commandNames, eventNames } from './names.ts';
 import { withMachine } from './session.ts';
 
@@ -44,7 +44,7 @@ async function serveOnce(
 ): Promise<ServeEnd | undefined> {
   const { signal, log } = context;
   const connecting = connect(tool);
-  const channel = await Promise.race([connecting, whenAborted(signal)]);
+  const channel = await unlessAborted(connecting, signal);
   if (!channel) {
     connecting.then(
       (late) => late.shutdown(),
@@ -52,21 +52,23 @@ async function serveOnce(
     );
     return undefined;
   }
-  log.info(`${formatUuid(machine.uuid)} connected to ${tool}`);
-  return serve(machine, channel, { ...options, log, signal });
+  log.info(`${vmLabel(machine.name, machine.uuid)}: connected to ${tool}`);
+  const address = parseAddress(tool);
+  const privateChannel = address.kind === 'unix' && isPrivateSocket(address.path);
+  return serve(machine, channel, { ...options, privateChannel, log, signal });
 }
 
 /** The same again and again, as long as there is a point in it. */
 async function serveOn(context: Context, machine: Machine, hooking: Hooking): Promise<ServeEnd | undefined> {
   const { signal, log } = context;
   const { reconnect } = hooking;
-  const uuid = formatUuid(machine.uuid);
+  const vm = vmLabel(machine.name, machine.uuid);
   let last: string | undefined;
   for (;;) {
     try {
       const end = await serveOnce(context, machine, hooking);
       if (end === undefined || signal.aborted) return end;
-      log.info(`${uuid} unhooked: ${ENDS[end]}`);
+      log.info(`${vm}: unhooked: ${ENDS[end]}`);
       if (reconnect === undefined || !MAY_COME_BACK.has(end)) return end;
       last = undefined;
     } catch (error) {

@@ -65,6 +65,19 @@ export function whenAborted(signal: AbortSignal): Promise<void> {
   });
 }
 
+/** What `work` resolves to; undefined as soon as `signal` is aborted. Nothing stays on the signal afterwards. */
+export function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T | undefined> {
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) {
+      resolve(undefined);
+      return;
+    }
+    const stop = (): void => resolve(undefined);
+    signal.addEventListener('abort', stop, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop));
+  });
+}
+
 /** Resolves after `milliseconds`, or when `signal` is aborted. */
 export function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

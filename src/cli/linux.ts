@@ -1,6 +1,7 @@
 import type { Awaitable } from '../awaitable.ts';
 import { KvmiError } from '../error.ts';
-import { integer, text } from '../input/values.ts';
+import { didYouMean } from '../input/suggest.ts';
+import { integer, type Parse, parseNumber, text } from '../input/values.ts';
 import type { Linux, Rows, TypeSource } from '../linux/index.ts';
 import type { Machine } from '../machine/index.ts';
 import { type ColumnOf, type Row, rowOf } from '../rows/columns.ts';
@@ -20,8 +21,30 @@ export const LINUX_OPTIONS = {
 
 export type LinuxOptions = OptionValues<typeof LINUX_OPTIONS>;
 
-export const PID_ABOUT = 'id of a process, as the guest counts';
+export const PID_ABOUT = 'id of a process, as the guest counts, or its name when no other has it';
 export const pid = integer('PID', 0, 2 ** 22);
+
+/** What the user calls a process by: its id or its name. */
+export const processRef: Parse<number | string> = (given) =>
+  parseNumber(given) === undefined ? given : pid(given);
+
+/** The id of a process. Throws a KvmiError with code E_NO_PROCESS when the name is none's or that of several. */
+export async function pidOf(linux: Linux, wanted: number | string): Promise<number> {
+  if (typeof wanted === 'number') return wanted;
+  const { rows } = await linux.processes();
+  const found = rows.filter(({ comm }) => comm === wanted);
+  if (found.length === 1) return found[0]!.pid;
+  const pids = found.map((each) => each.pid).join(', ');
+  const hint =
+    found.length === 0 ? didYouMean(wanted, [...new Set(rows.map(({ comm }) => comm))]) : undefined;
+  throw new KvmiError(
+    'E_NO_PROCESS',
+    found.length === 0
+      ? `the guest has no process called ${wanted}`
+      : `the guest has ${found.length} processes called ${wanted}: ${pids}`,
+    { hint: hint ?? 'Give the id of one: `kvmi ps VM` lists them.', data: { name: wanted } },
+  );
+}
 
 /** Opens a VM and finds the Linux in its memory, which is only read. */
 export function withLinux(
@@ -90,11 +113,12 @@ export function* printed<T extends object>(
 /** The answer of a question about one process, which has to be there. */
 export async function ofProcess<T>(
   linux: Linux,
-  id: number | undefined,
-  answer: Awaitable<Rows<T>>,
+  wanted: number | string,
+  ask: (pid: number) => Awaitable<Rows<T>>,
 ): Promise<Rows<T>> {
-  const found = await answer;
-  if (id === undefined || found.rows.length > 0) return found;
+  const id = await pidOf(linux, wanted);
+  const found = await ask(id);
+  if (found.rows.length > 0) return found;
   const { rows } = await linux.processes();
   if (rows.some((process) => process.pid === id)) return found;
   throw new KvmiError('E_NO_PROCESS', `the guest has no process ${id}`, {

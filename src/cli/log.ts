@@ -32,9 +32,6 @@ export interface LogSettings {
   write(line: string): void;
 }
 
-/** What the host side puts between the UUID and its message; the level says it already. */
-const HOST_SEVERITY = /^([0-9a-f-]{36}) (?:WARNING|ERROR): /;
-
 export function createLog(settings: LogSettings): CliLog {
   const { theme, verbosity } = settings;
   const paint: Readonly<Record<Level, string>> = {
@@ -46,11 +43,10 @@ export function createLog(settings: LogSettings): CliLog {
   };
   const line = (level: Level, message: string, shown = LEVELS[level] <= verbosity + 1): void => {
     if (!shown) return;
-    const text = message.replace(HOST_SEVERITY, '$1 ');
     settings.write(
       settings.format === 'json'
-        ? safeJson({ v: 1, level, time: formatTime(now()), message: text })
-        : `${paint[level]} ${behind(PREFIXES[level], printableLines(text), settings.width)}`,
+        ? safeJson({ v: 1, level, time: formatTime(now()), message })
+        : `${paint[level]} ${behind(PREFIXES[level], printableLines(message), settings.width)}`,
     );
   };
   return {

@@ -1,7 +1,7 @@
 import { CommanderError, Command as Parser, Option as ParserOption } from 'commander';
 import { UsageError } from '../error.ts';
 import { didYouMean } from '../input/suggest.ts';
-import type { Command, OptionTable } from './command.ts';
+import type { Command, Option, OptionTable } from './command.ts';
 import { COMMANDS } from './commands/index.ts';
 import { COMMON_OPTIONS, type CommonSettings } from './settings.ts';
 
@@ -31,6 +31,8 @@ export async function parseCommandLine(argv: readonly string[]): Promise<Invocat
   addOptions(program, COMMON_OPTIONS);
   program.addOption(new ParserOption('-h, --help').hideHelp());
   program.addOption(new ParserOption('-V, --version').hideHelp());
+  const named = commandWord(words);
+  if (named !== undefined && !Object.hasOwn(COMMANDS, named)) throw unknownCommand(named);
   let invocation: Invocation | undefined;
   const described = new Map<string, Command>();
   for (const name of Object.keys(COMMANDS)) {
@@ -52,9 +54,8 @@ export async function parseCommandLine(argv: readonly string[]): Promise<Invocat
     described.set(sub.name(), command);
     describe(sub, command, wantsHelp || program.opts().help === true);
   });
-  program.argument('[command]').action((name?: string) => {
+  program.action(() => {
     const { help, version } = program.opts();
-    if (name !== undefined) throw unknownCommand(name);
     if (version) return;
     if (!help && !wantsHelp) throw new UsageError('a command is missing', 'kvmi --help lists them.');
     invocation = { kind: 'help', settings: settingsOf(program.opts()) };
@@ -72,11 +73,24 @@ async function versionInvocation(settings: CommonSettings): Promise<Invocation> 
   return { kind: 'run', command, arguments: [], options: {}, program: [], settings };
 }
 
+/** Common options that take a value: `-o`, `--output`. */
+const WITH_VALUE: ReadonlySet<string> = new Set(
+  Object.values(COMMON_OPTIONS)
+    .map((option: Option<unknown>) => option.flags)
+    .filter((flags) => flags.includes('<'))
+    .flatMap((flags) => flags.replace(/ <.*/, '').split(', ')),
+);
+
+/** The first word that is neither an option nor the value of one. */
+function commandWord(words: readonly string[]): string | undefined {
+  return words.find((word, i) => !word.startsWith('-') && !WITH_VALUE.has(words[i - 1] ?? ''));
+}
+
 /** Takes off `-- PROGRAM ARGUMENT…`, of which no word is ours, when the command runs a program. */
 function splitProgram(words: readonly string[]): [words: readonly string[], program: readonly string[]] {
-  const command = words.find((word) => Object.hasOwn(COMMANDS, word));
+  const command = commandWord(words);
   const separator = words.indexOf('--');
-  if (separator < 0 || command === undefined || !COMMANDS[command]!.runsProgram) return [words, []];
+  if (separator < 0 || command === undefined || !COMMANDS[command]?.runsProgram) return [words, []];
   return [words.slice(0, separator), words.slice(separator + 1)];
 }
 

@@ -11,6 +11,8 @@ export interface ProgressState {
 /** Shows progress where a person sees it. */
 export interface ProgressLine {
   show(state: ProgressState): void;
+  /** Says what is being done now, at once: it may keep the process busy for a while. */
+  say(what: string): void;
   /** Removes the line, before something else is written to the terminal. */
   clear(): void;
 }
@@ -20,7 +22,7 @@ const QUIET_MS = 400;
 const REDRAW_MS = 100;
 const BAR_WIDTH = 24;
 
-export const NO_PROGRESS: ProgressLine = { show() {}, clear() {} };
+export const NO_PROGRESS: ProgressLine = { show() {}, say() {}, clear() {} };
 
 /** A line at the bottom of a terminal. */
 export function progressLine(write: (text: string) => void): ProgressLine {
@@ -35,6 +37,10 @@ export function progressLine(write: (text: string) => void): ProgressLine {
       drawn = now;
       visible = true;
       write(`\r\x1b[K${progressText(state)}`);
+    },
+    say(what) {
+      visible = true;
+      write(`\r\x1b[K${what} …`);
     },
     clear() {
       started = undefined;

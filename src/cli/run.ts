@@ -1,6 +1,7 @@
 import { writeSync } from 'node:fs';
 import { isatty } from 'node:tty';
 import { messageOf } from '../error.ts';
+import type { Row } from '../rows/columns.ts';
 import { checkSettings, type Output, type OutputSettings, render } from '../rows/render.ts';
 import { themeFor } from '../rows/theme.ts';
 import type { Command } from './command.ts';
@@ -85,6 +86,8 @@ class Execution {
   readonly #stdout: Stdout;
   readonly #reasons: string[] = [];
   readonly #context: Context;
+  /** Rows of the command, before filters. */
+  #rows = 0;
   #exit: number = EXIT.ok.code;
 
   constructor(invocation: Invocation & { kind: 'run' }, interruption: Interruption, stdout: Stdout) {
@@ -158,7 +161,7 @@ class Execution {
     const output: Output = {
       command: command.name,
       columns: command.columns,
-      rows: command.run(this.#context, args as never, options as never),
+      rows: this.#counted(command.run(this.#context, args as never, options as never)),
       stream: command.stream === true,
       ...(shown && { shown }),
       ...(command.text && { text: command.text.bind(command) }),
@@ -171,8 +174,28 @@ class Execution {
     const { terminal, width } = this.#stdout;
     const theme = themeFor({ isTTY: terminal }, settings.color, process.env);
     const destination = { terminal, theme, ...(width !== undefined && { width }) };
-    for await (const line of render(output, outputSettings, destination))
+    let lines = 0;
+    for await (const line of render(output, outputSettings, destination)) {
       await this.#stdout.write(`${line}\n`);
+      lines++;
+    }
+    if (lines === 0) this.#tellNothing(outputSettings);
+  }
+
+  async *#counted(rows: AsyncIterable<Row>): AsyncGenerator<Row> {
+    for await (const row of rows) {
+      this.#rows++;
+      yield row;
+    }
+  }
+
+  /** Says that there is nothing to people, who would wonder. */
+  #tellNothing({ format, quiet, filters }: OutputSettings): void {
+    const forPeople = !quiet && (format === undefined || format === 'table' || format === 'wide');
+    if (!forPeople || this.#interruption.reason) return;
+    const { nothing } = this.#command;
+    if (this.#rows > 0) this.#context.log.note(`none of ${this.#rows} rows meets ${filters.join(' and ')}`);
+    else if (nothing !== undefined) this.#context.log.note(nothing);
   }
 
   /** Fails when the command has not ended a while after it was told to. */

@@ -13,12 +13,14 @@ import {
 } from '../wire/index.ts';
 import { hookError } from './hook-error.ts';
 import { Introspection } from './introspection.ts';
-import { HookLog, type Log, SILENT } from './log.ts';
+import { HookLog, type Log, SILENT, vmLabel } from './log.ts';
 
 export interface ServeOptions {
   readonly dialect?: DialectName;
   /** The shared secret. With it a tool that does not know it is refused; without it anybody is accepted. */
   readonly cookie?: Uint8Array;
+  /** Nobody else can be at the other end, as `isPrivateSocket` tells: no warning without a cookie. */
+  readonly privateChannel?: boolean;
   /** How long the tool may take for its handshake, in ms. Default 10 s. */
   readonly handshakeTimeout?: number;
   /** How long a tool gets to unhook before the machine is suspended, migrated or shut down, in ms. Default 60 s. */
@@ -73,7 +75,7 @@ class DeviceManager {
     this.#machine = machine;
     this.#channel = channel;
     this.#options = options;
-    this.#log = new HookLog(options.log ?? SILENT, machine.uuid);
+    this.#log = new HookLog(options.log ?? SILENT, vmLabel(machine.name, machine.uuid));
     this.#ended = new Promise((resolve) => {
       this.#end = resolve;
     });
@@ -157,9 +159,9 @@ class DeviceManager {
   }
 
   #checkCookie(hash: Uint8Array): void {
-    const { cookie } = this.#options;
+    const { cookie, privateChannel } = this.#options;
     if (!cookie) {
-      this.#log.warn('no cookie is set: any tool is accepted');
+      if (!privateChannel) this.#log.warn('no cookie is set: any tool is accepted');
     } else if (!cookieMatches(hash, cookie)) {
       throw new HandshakeError(
         `the tool at ${this.#channel.peer} does not know the cookie`,

@@ -11,7 +11,7 @@ import type { Machine, MachineHandler, PreUnhookReason, ProbePort, Vcpu } from '
 import type { Channel } from '../transport/index.ts';
 import { DIALECTS, type Dialect, type DialectName } from '../wire/index.ts';
 import { Hook } from './hook.ts';
-import { HookLog, type Log, SILENT } from './log.ts';
+import { HookLog, type Log, SILENT, vmLabel } from './log.ts';
 import { probePort } from './probes.ts';
 
 /** KVM_CHECK_EXTENSION answers this version. */
@@ -186,7 +186,8 @@ export class Introspection {
     if (this.#hook) return -ERRNO.EEXIST;
     const channel = request.socket ?? (await this.#options.openSocket?.(request.fd ?? -1));
     if (!channel) return -ERRNO.EINVAL;
-    const log = new HookLog(this.#options.log ?? SILENT, request.uuid ?? this.#machine.uuid);
+    const { name, uuid } = this.#machine;
+    const log = new HookLog(this.#options.log ?? SILENT, vmLabel(name, request.uuid ?? uuid));
     const hook = new Hook(this.#machine, channel, this.#dialect, log);
     try {
       await this.#machine.attach(this.#handler(hook));

@@ -17,15 +17,25 @@ const MAX_DISTINCT = 256;
 /** Keeps quiet. */
 export const SILENT: Log = { info() {}, warn() {}, error() {} };
 
-/** A log in which each line starts with the UUID of the VM and its severity, as in series v9. */
+const NO_UUID = formatUuid(new Uint8Array(16));
+
+/** How a VM is called in a log: by its name, and by its UUID where it has one. */
+export function vmLabel(name: string, uuid: Uint8Array): string {
+  const id = formatUuid(uuid);
+  const line = name.replaceAll(/[\r\n]+/g, ' ');
+  return id === NO_UUID ? line : `${line} (${id})`;
+}
+
+/** A log in which each line starts with what the VM is called. */
 export class HookLog {
   readonly #log: Log;
   readonly #prefix: string;
   readonly #seen = new Set<string>();
 
-  constructor(log: Log, uuid: Uint8Array) {
+  /** @param vm what {@link vmLabel} gives. */
+  constructor(log: Log, vm: string) {
     this.#log = log;
-    this.#prefix = formatUuid(uuid);
+    this.#prefix = `${vm}:`;
   }
 
   info(message: string): void {
@@ -33,7 +43,7 @@ export class HookLog {
   }
 
   warn(message: string): void {
-    this.#log.warn(`${this.#prefix} WARNING: ${message}`);
+    this.#log.warn(`${this.#prefix} ${message}`);
   }
 
   /** Warns the first time that this comes up while the VM is hooked. */
@@ -42,7 +52,7 @@ export class HookLog {
   }
 
   error(message: string): void {
-    this.#log.error(`${this.#prefix} ERROR: ${message}`);
+    this.#log.error(`${this.#prefix} ${message}`);
   }
 
   /** Reports the first time that this comes up while the VM is hooked: a tool cannot flood the log. */

@@ -32,7 +32,7 @@ export function suggestions(word: string, names: readonly string[]): string[] {
       return { name, score: part ? 0.5 : distance(wanted, candidate, limit) };
     })
     .filter(({ score }) => score <= limit)
-    .sort((a, b) => a.score - b.score)
+    .sort((a, b) => a.score - b.score || a.name.length - b.name.length)
     .slice(0, 3)
     .map(({ name }) => name);
 }

@@ -56,6 +56,22 @@ export const place: Parse<Place> = (text) => {
   return { symbol: undefined, offset: address(text) };
 };
 
+/** A pattern of names as shells have it: `do_sys_*`. */
+export interface Glob {
+  readonly pattern: RegExp;
+}
+
+/** A {@link place}, or a pattern of the names of symbols with `*` and `?`. */
+export const placeOrGlob: Parse<Place | Glob> = (text) => {
+  if (!/^[\w.$*?]*[*?][\w.$*?]*$/.test(text)) return place(text);
+  const source = text
+    .replaceAll('.', '\\.')
+    .replaceAll('$', '\\$')
+    .replaceAll(/\*+/g, '.*')
+    .replaceAll('?', '.');
+  return { pattern: new RegExp(`^${source}$`) };
+};
+
 /** Seconds, with decimals, as milliseconds. */
 export function seconds(what: string): Parse<number> {
   return (text) => {

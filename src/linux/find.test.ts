@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { LINUX_4_19, SyntheticLinux } from '../../test/kit/synthetic-linux.ts';
-import { Btf, Linux, type Progress } from './index.ts';
+import { renderTable } from '../rows/index.ts';
+import { Btf, Linux, PROCESS_COLUMNS, type Progress } from './index.ts';
 
 describe('finding a kernel', () => {
   test('of 4.19, without BTF and with kallsyms that VMCOREINFO does not list, with types that are given', async () => {
@@ -18,6 +19,31 @@ describe('finding a kernel', () => {
       ],
       reasons.join(),
     );
+  });
+
+  test('one process by its id, with its parent; the rows are what columns print', async () => {
+    const linux = await Linux.find(new SyntheticLinux().memory, { cache: false });
+    const { rows } = await linux.process(2);
+    const all = await linux.processes();
+    assert.deepEqual(
+      rows,
+      all.rows.filter(({ pid }) => pid === 2),
+    );
+    assert.equal(typeof rows[0]!.address, 'bigint');
+    const none = await linux.process(4711);
+    assert.deepEqual([none.rows, none.reasons], [[], ['there is no process 4711']]);
+  });
+
+  test('ps takes one line a process on a terminal of 80 characters', async () => {
+    const linux = await Linux.find(new SyntheticLinux().memory, { cache: false });
+    const [one] = (await linux.process(2)).rows;
+    const long = { ...one!, startTime: 1_732_000_000_000_000_000n, commandLine: ['/usr/bin/x'.repeat(30)] };
+    const busy = { ...long, pid: 4194304, ppid: 4194303, uid: 4294967294, resident: 1023 << 20 };
+    const [heading, ...lines] = renderTable(PROCESS_COLUMNS, [long, busy], { width: 80 }).split('\n');
+    for (const line of lines) assert.ok(line.length <= 80, `${line.length}: ${line}`);
+    for (const name of ['PID', 'PPID', 'STATE', 'RESIDENT', 'STARTED', 'COMMAND'])
+      assert.ok(heading!.includes(name), name);
+    assert.match(lines[1]!, /^4194304/, 'the key is whole');
   });
 
   test('without VMCOREINFO goes by the table of tokens, and says how far it is', async () => {

@@ -1,4 +1,4 @@
-import { closeSync, createReadStream, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, constants, createReadStream, fstatSync, openSync, readSync } from 'node:fs';
 import { KvmiError, messageOf } from '../error.ts';
 import { fileFromTar, isDebianPackage, packageData } from './debian-package.ts';
 import { decompressed, decompressorOf } from './decompress.ts';
@@ -34,9 +34,18 @@ interface OpenFile {
 
 function open(path: string): OpenFile {
   try {
-    const fd = openSync(path, 'r');
-    const { size } = fstatSync(fd);
-    if (size > MAX_FILE) throw invalid(path, 'it is larger than 2 GiB');
+    const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const stats = fstatSync(fd);
+    const { size } = stats;
+    const wrong = stats.isDirectory()
+      ? 'it is a directory'
+      : size > MAX_FILE
+        ? 'it is larger than 2 GiB'
+        : '';
+    if (wrong !== '') {
+      closeSync(fd);
+      throw invalid(path, wrong);
+    }
     const read = (start: number, length: number) => {
       const into = Buffer.allocUnsafeSlow(Math.max(0, Math.min(length, size - start)));
       let done = 0;
@@ -46,7 +55,7 @@ function open(path: string): OpenFile {
     };
     return { fd, size, read };
   } catch (error) {
-    throw error instanceof KvmiError ? error : invalid(path, messageOf(error));
+    throw error instanceof KvmiError ? error : invalid(path, messageOf(error), error);
   }
 }
 
@@ -96,9 +105,10 @@ async function decompress(path: string, program: string, content: Buffer): Promi
   return Buffer.concat(parts, size);
 }
 
-function invalid(path: string, why: string): KvmiError {
+function invalid(path: string, why: string, cause?: unknown): KvmiError {
   return new KvmiError('E_KERNEL_FILE', `${path}: ${why}`, {
     hint: 'Give a vmlinux, a vmlinuz, or a Debian package linux-image-… of exactly the kernel that runs in the guest.',
     data: { path },
+    ...(cause !== undefined && { cause }),
   });
 }

@@ -10,7 +10,7 @@ import {
 import { UnreadableError } from '../reading/space.ts';
 import { type Walk, wait } from '../reading/walk.ts';
 import type { Layouts } from './layout.ts';
-import type { SymbolTable } from './symbols.ts';
+import type { SymbolAt, SymbolTable } from './symbols.ts';
 
 /** A kernel that was found in guest memory: where it is, its symbols and its types. */
 export interface KernelParts {
@@ -59,6 +59,19 @@ export class Kernel implements KernelParts {
     this.imageGpa = parts.imageGpa;
     this.imageStart = parts.imageStart;
     this.imageEnd = parts.imageEnd;
+  }
+
+  /**
+   * The symbol of the kernel that an address belongs to; undefined outside the image. Of symbols that are no place in
+   * the image (per-CPU variables before 7.2 are distances) only what is in front of the last of them belongs to one.
+   */
+  symbolAt(address: Gva): SymbolAt | undefined {
+    const found = this.symbols.lookup(address);
+    if (found === undefined || found.offset === 0) return found;
+    const isInImage = (place: Gva) => place >= this.imageStart && place < this.imageEnd;
+    if (isInImage(found.address)) return isInImage(address) ? found : undefined;
+    const next = this.symbols.nextAfter(address);
+    return next === undefined || isInImage(next) ? undefined : found;
   }
 
   /** The guest-physical address behind an address of the kernel. */

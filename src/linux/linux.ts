@@ -38,7 +38,7 @@ import { type Mount, mounts } from './mounts.ts';
 import { namesOf } from './names.ts';
 import { Session } from './session.ts';
 import { type Socket, sockets } from './sockets.ts';
-import type { SymbolTable } from './symbols.ts';
+import type { SymbolAt, SymbolTable } from './symbols.ts';
 import { type SystemInfo, systemInfo } from './system.ts';
 import { type Process, processes, type Thread, type TreeRow, threads, treeOf } from './tasks.ts';
 
@@ -99,8 +99,18 @@ export class Linux {
     return this.kernel.symbols;
   }
 
+  /** The symbol of the kernel image that an address belongs to; of modules see {@link moduleSymbolAt}. */
+  symbolAt(address: Gva): SymbolAt | undefined {
+    return this.kernel.symbolAt(address);
+  }
+
   processes(options?: QueryOptions): Awaitable<Rows<Process>> {
-    return this.query(processes, options);
+    return this.query((session) => processes(session), options);
+  }
+
+  /** One process, by its id; no row, and the reason, when there is none. */
+  process(pid: number, options?: QueryOptions): Awaitable<Rows<Process>> {
+    return this.query((session) => processes(session, pid), options);
   }
 
   /** Processes ordered as a tree, with their depth. */

@@ -28,6 +28,9 @@ const REFERENCE_BASE = 1;
 const MAX_MEMORIES = 16;
 
 export function* moduleList(session: Session): Walk<ModuleObject[]> {
+  const { symbols } = session.kernel;
+  // A kernel that knows its variables and not this one is built without CONFIG_MODULES.
+  if (symbols.address('modules') === undefined && symbols.address('init_task') !== undefined) return [];
   return yield* listOf(session, session.symbol('modules'), 'module', 'list', 'the list of modules');
 }
 

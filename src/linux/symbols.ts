@@ -13,6 +13,9 @@ export interface SymbolAt extends Symbol {
   readonly offset: number;
 }
 
+/** The image of a kernel has no more room (KERNEL_IMAGE_SIZE). */
+const MAX_DISTANCE = 1n << 30n;
+
 /** What a {@link SymbolTable} is made of: typed arrays only, so that it can be kept in a file as it is. */
 export interface SymbolArrays {
   /** All names, one after the other. */
@@ -100,12 +103,17 @@ export class SymbolTable {
     });
   }
 
-  /** The symbol that `address` belongs to: the closest one at or before it. */
+  /**
+   * The symbol that `address` belongs to: the closest one at or before it. Undefined before the first, and where the
+   * closest is further away than any symbol is long. What lies outside the kernel's image is no symbol's:
+   * {@link Kernel.symbolAt} knows where that ends.
+   */
   lookup(address: Gva): SymbolAt | undefined {
     const behind = this.#countUpTo(address);
     if (behind === 0) return undefined;
     let first = behind - 1;
     const start = this.#addressOf(first);
+    if (address - start > MAX_DISTANCE) return undefined;
     while (first > 0 && this.#addressOf(first - 1) === start) first--;
     return { ...this.at(this.#indexOf(first)), offset: Number(address - start) };
   }

@@ -99,9 +99,15 @@ interface Listing {
   readonly controlGroups: Map<Gva, string>;
 }
 
-export function* processes(session: Session): Walk<Process[]> {
-  const tasks = yield* taskList(session);
-  const groups = new Map(tasks.map((task) => [task.gva, task.number('tgid')]));
+/** All processes, or the one with that id. */
+export function* processes(session: Session, pid?: number): Walk<Process[]> {
+  const all = yield* taskList(session);
+  const tasks = pid === undefined ? all : all.filter((task) => task.number('tgid') === pid);
+  if (pid !== undefined && tasks.length === 0) {
+    session.note(`there is no process ${pid}`);
+    return [];
+  }
+  const groups = new Map(all.map((task) => [task.gva, task.number('tgid')]));
   groups.set(session.symbol('init_task'), 0);
   const listing = {
     session,

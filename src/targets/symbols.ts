@@ -1,5 +1,6 @@
 import { KvmiError } from '../error.ts';
 import { didYouMean } from '../input/suggest.ts';
+import type { SymbolTable } from '../linux/index.ts';
 import type { Gva, Machine } from '../machine/index.ts';
 import { knownSymbols } from './open.ts';
 
@@ -21,15 +22,21 @@ async function resolverOf(machine: Machine): Promise<SymbolResolver> {
   const { Linux } = await import('../linux/linux.ts');
   const { vmcoreinfo } = machine;
   const linux = await Linux.find(machine.memory, vmcoreinfo === undefined ? {} : { vmcoreinfo });
-  return async (name) => linux.symbols.require(name);
+  return async (name) => linux.symbols.address(name) ?? noSymbol(name, kernelNames(linux.symbols));
 }
 
 function requireSymbol(symbols: ReadonlyMap<string, Gva>, name: string): Gva {
-  const address = symbols.get(name);
-  if (address !== undefined) return address;
-  const hint = didYouMean(name, [...symbols.keys()]);
-  throw new KvmiError('E_SYMBOL', `the kernel has no symbol ${name}`, {
-    ...(hint && { hint }),
-    data: { name },
-  });
+  return symbols.get(name) ?? noSymbol(name, symbols.keys());
+}
+
+export function* kernelNames(symbols: SymbolTable): Generator<string> {
+  for (let i = 0; i < symbols.size; i++) yield symbols.name(i);
+}
+
+/** Throws a KvmiError with code E_SYMBOL that says which of `names` may have been meant. */
+export function noSymbol(name: string, names: Iterable<string>): never {
+  const hint =
+    didYouMean(name, [...new Set(names)]) ??
+    'Symbols of data need CONFIG_KALLSYMS_ALL; some exist only in some versions or configurations.';
+  throw new KvmiError('E_SYMBOL', `the kernel has no symbol ${name}`, { hint, data: { name } });
 }

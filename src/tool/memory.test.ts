@@ -169,6 +169,23 @@ test('virtual memory that is not mapped is not read, and not written in part', a
   assert.deepEqual(pages.bytes, before);
 });
 
+test('a string ends at its zero byte, on whatever page that is', async () => {
+  const { guest, pages } = await withMapping([5, 2, undefined]);
+  const { memory } = guest.vcpus[0]!;
+  const put = (frame: number, at: number, text: string) =>
+    pages.bytes.set(Buffer.from(text), frame * PAGE_SIZE + at);
+  put(5, 10, 'größer\0x');
+  assert.equal(await memory.readString(10n), 'größer');
+  put(5, PAGE_SIZE - 3, 'abc');
+  put(2, 0, 'def\0');
+  assert.equal(await memory.readString(BigInt(PAGE_SIZE - 3)), 'abcdef');
+  put(2, PAGE_SIZE - 2, 'x\0');
+  assert.equal(await memory.readString(BigInt(2 * PAGE_SIZE - 2)), 'x', 'the next page is not mapped');
+  assert.equal(await memory.readString(BigInt(PAGE_SIZE - 3), 4), 'abcd', 'the limit cuts it');
+  put(2, PAGE_SIZE - 2, 'xy');
+  assert.equal(await codeOf(memory.readString(BigInt(2 * PAGE_SIZE - 2))), 'E_NOT_BACKED');
+});
+
 interface Layout {
   readonly title: string;
   readonly runs: readonly [start: number, end: number][];

@@ -3,6 +3,7 @@ import type { Gpa, Gva } from '../machine/index.ts';
 import { type GuestMemory, notBacked, type Piece, splitAtPages, windowed } from './memory.ts';
 
 const PAGE_MASK = 0xfffn;
+const DECODER = new TextDecoder('utf-8', { ignoreBOM: true });
 
 /** What it needs of its vCPU. */
 interface Translator {
@@ -54,6 +55,22 @@ export class VirtualMemory {
     const bytes = new Uint8Array(size);
     if (!(await this.read(gva, bytes))) throw notBacked(BigInt.asUintN(64, gva), size);
     return bytes;
+  }
+
+  /**
+   * The text at `gva` up to its zero byte, which is not part of it, or up to `limit` bytes: UTF-8, with U+FFFD for what
+   * is none. No page behind the zero byte is read. Throws as {@link readBytes}.
+   */
+  async readString(gva: Gva, limit = 4096): Promise<string> {
+    const text = new Uint8Array(limit);
+    for (const { at, size } of piecesOf(gva, limit)) {
+      const part = text.subarray(at, at + size);
+      if (!(await this.read(gva + BigInt(at), part)))
+        throw notBacked(BigInt.asUintN(64, gva + BigInt(at)), size);
+      const end = part.indexOf(0);
+      if (end >= 0) return DECODER.decode(text.subarray(0, at + end));
+    }
+    return DECODER.decode(text);
   }
 
   /** The eight bytes at `gva`. Throws as {@link readBytes}. */

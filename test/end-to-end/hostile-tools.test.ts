@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
-import { formatUuid, type Log, type ServeEnd, type ServeOptions, serve } from '../../src/host/index.ts';
+import { type Log, type ServeEnd, type ServeOptions, serve, vmLabel } from '../../src/host/index.ts';
 import { type Guest, listen, type ToolServer } from '../../src/tool/index.ts';
 import { connect } from '../../src/transport/index.ts';
 import {
@@ -103,8 +103,8 @@ afterEach(async () => {
   await guest.detach();
   assert.equal(await served, 'tool');
   await victim.expectAlive();
-  const uuid = formatUuid(victim.machine.uuid);
-  for (const line of lines) assert.ok(line.startsWith(`${uuid} `), `a line without the UUID: ${line}`);
+  const label = vmLabel(victim.machine.name, victim.machine.uuid);
+  for (const line of lines) assert.ok(line.startsWith(`${label}: `), `a line without the VM: ${line}`);
 });
 
 /** The hostile end of a connection. */

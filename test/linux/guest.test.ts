@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { openSnapshot } from '../../src/drivers/snapshot/index.ts';
-import { hex, Linux, type Process } from '../../src/linux/index.ts';
+import { hex, Linux, Pointer, type Process } from '../../src/linux/index.ts';
 import { moduleTypes } from '../../src/linux/module-types.ts';
 import { later } from '../kit/memory.ts';
 import { parseStats } from '../kit/proc.ts';
@@ -236,6 +236,8 @@ for (const { series, processor, addressBits } of GUESTS) {
       assert.equal(await value('init_uts_ns.name.sysname'), 'Linux');
       assert.equal(await value('init_task.cred->uid.val'), 0);
       assert.equal(await value('init_task.thread_pid->numbers[0].nr'), 0);
+      const name = await value('(file_system_type)proc_fs_type.name');
+      assert.ok(name instanceof Pointer && name.text === 'proc', 'a pointer to characters has its text');
       const pid = await programPid();
       const { address } = (await linux.processes()).rows.find((row) => row.pid === pid)!;
       assert.equal(await value(`(task_struct)${address}.real_parent->pid`), 1);

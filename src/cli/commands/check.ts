@@ -1,10 +1,11 @@
 import { readFileSync } from 'node:fs';
 import { messageOf, UsageError } from '../../error.ts';
 import { text } from '../../input/values.ts';
-import type { Baseline, CheckOptions, Linux } from '../../linux/index.ts';
+import type { Baseline, CheckOptions, Finding, Linux, Rows } from '../../linux/index.ts';
 import { FINDING_COLUMNS } from '../../linux/rows/findings.ts';
 import type { Machine } from '../../machine/index.ts';
 import { whilePaused } from '../../machine/paused.ts';
+import { printable } from '../../rows/printable.ts';
 import { command, type OptionValues, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { EXIT } from '../exit-codes.ts';
@@ -42,8 +43,9 @@ async function readBaseline(path: string): Promise<Baseline> {
   return baselineFromBytes(bytes);
 }
 
-async function referencesOf(options: OptionValues<typeof OPTIONS>): Promise<CheckOptions> {
+async function referencesOf(context: Context, options: OptionValues<typeof OPTIONS>): Promise<CheckOptions> {
   const { vmlinux, baseline } = options;
+  if (vmlinux !== undefined) context.progress.say(`reading ${printable(vmlinux)}`);
   const { readKernelFile } = await import('../../linux/kernel-file.ts');
   return {
     ...(vmlinux !== undefined && { vmlinux: await readKernelFile(vmlinux) }),
@@ -70,6 +72,23 @@ async function saveBaseline(context: Context, linux: Linux, path: string): Promi
   context.log.note(`the baseline of ${linux.kernel.release} was written to ${path}`);
 }
 
+async function checked(
+  context: Context,
+  linux: Linux,
+  machine: Machine,
+  options: OptionValues<typeof OPTIONS>,
+): Promise<Pick<Rows<Finding>, 'rows' | 'reasons'>> {
+  const { progress } = context;
+  try {
+    const references = await referencesOf(context, options);
+    const states = await statesOf(context, machine);
+    const onCheck = (what: string): void => progress.say(`checking ${what}`);
+    return await linux.check({ ...references, states, onCheck });
+  } finally {
+    progress.clear();
+  }
+}
+
 export const check = command({
   name: 'check',
   summary: 'look for signs of manipulation in a Linux guest',
@@ -93,9 +112,7 @@ export const check = command({
   run: (context, [vm], options) =>
     withLinux(context, vm, options, async function* (linux, machine) {
       if (options.saveBaseline !== undefined) return saveBaseline(context, linux, options.saveBaseline);
-      const references = await referencesOf(options);
-      const states = await statesOf(context, machine);
-      const { rows, reasons } = await linux.check({ ...references, states });
+      const { rows, reasons } = await checked(context, linux, machine, options);
       if (rows.length > 0) context.exitWith(EXIT.alert.code);
       else context.log.note(`nothing was found in ${linux.kernel.release}`);
       yield* printed(context, FINDING_COLUMNS, { rows, reasons });

@@ -10,7 +10,10 @@ export const completion = command({
   options: {},
   examples: [
     { command: 'source <(kvmi completion bash)', does: 'bash: in ~/.bashrc' },
-    { command: 'kvmi completion zsh >/usr/local/share/zsh/site-functions/_kvmi', does: 'zsh' },
+    {
+      command: 'source <(kvmi completion zsh)',
+      does: 'zsh: in ~/.zshrc; or write it to a file _kvmi in $fpath',
+    },
     { command: 'kvmi completion fish >~/.config/fish/completions/kvmi.fish', does: 'fish' },
   ],
   columns: [],

@@ -12,7 +12,7 @@ import { parseAddress } from '../../transport/index.ts';
 import { command, flag, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { withGuest } from '../guest-session.ts';
-import { whenAborted } from '../interruption.ts';
+import { unlessAborted } from '../interruption.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 
 /** Whoever connects owns the guest: over the network only when that was asked for. */
@@ -61,7 +61,7 @@ async function serve(context: Context, guest: Guest, { listen, once }: Serving):
     const server = await listenGdb(guest, listen ?? `unix:${join(directory!, 'gdb')}`, options);
     try {
       await context.write(`target remote ${targetOf(server.address)}\n`);
-      await Promise.race([whenAborted(signal), guest.closed, detached]);
+      await unlessAborted(Promise.race([guest.closed, detached]), signal);
     } finally {
       await server.close();
     }

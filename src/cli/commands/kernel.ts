@@ -23,6 +23,7 @@ export const modules = command({
       does: 'modules that the distribution did not build',
     },
   ],
+  nothing: 'no modules',
   columns: MODULE_COLUMNS,
   run: (context, [vm], options) =>
     linuxRows(context, vm, options, MODULE_COLUMNS, (linux) => linux.modules()),
@@ -40,6 +41,7 @@ export const dmesg = command({
     { command: 'kvmi dmesg VM', does: 'the whole log, oldest record first' },
     { command: "kvmi dmesg VM --filter 'level<=3'", does: 'errors only' },
   ],
+  nothing: 'the log is empty',
   columns: LOG_COLUMNS,
   async *text(rows, theme) {
     for await (const { time, level, text } of rows) {
@@ -75,6 +77,7 @@ export const probes = command({
   arguments: [OPTIONAL_VM],
   options: LINUX_OPTIONS,
   examples: [{ command: 'kvmi probes VM --filter kind=kprobe', does: 'functions that are probed' }],
+  nothing: 'nothing is probed',
   columns: HOOK_COLUMNS,
   run: (context, [vm], options) => linuxRows(context, vm, options, HOOK_COLUMNS, (linux) => linux.hooks()),
 });
@@ -85,6 +88,7 @@ export const bpf = command({
   arguments: [OPTIONAL_VM],
   options: LINUX_OPTIONS,
   examples: [{ command: 'kvmi bpf VM', does: 'what is loaded' }],
+  nothing: 'no eBPF programs',
   columns: BPF_COLUMNS,
   run: (context, [vm], options) =>
     linuxRows(context, vm, options, BPF_COLUMNS, (linux) => linux.bpfPrograms()),

@@ -1,8 +1,9 @@
 import type { Awaitable } from '../../awaitable.ts';
-import { UsageError } from '../../error.ts';
-import { type Place, place, text } from '../../input/values.ts';
+import { KvmiError, UsageError } from '../../error.ts';
+import { type Glob, type Place, placeOrGlob, text } from '../../input/values.ts';
 import type { Symbol as KernelSymbol, Linux, ModuleSymbol, Rows } from '../../linux/index.ts';
-import type { Row } from '../../rows/columns.ts';
+import { formatHex, type Row } from '../../rows/columns.ts';
+import { kernelNames, noSymbol } from '../../targets/symbols.ts';
 import { command, optionalArgument, valueOption } from '../command.ts';
 import type { Context } from '../context.ts';
 import { LINUX_OPTIONS, withLinux } from '../linux.ts';
@@ -21,20 +22,41 @@ async function ofModules<T>(context: Context, answer: Awaitable<Rows<T>>): Promi
   return rows;
 }
 
-/** The symbols that `wanted` means: by name, with all that share it, or the one that an address belongs to. */
-async function* found(context: Context, linux: Linux, wanted: Place): AsyncGenerator<Row> {
-  const { symbols } = linux;
-  const { symbol, offset } = wanted;
-  if (symbol === undefined) {
-    const [inModule] = await ofModules(context, linux.moduleSymbolAt(offset));
-    const at = inModule ?? symbols.lookup(offset);
-    if (at) yield rowOf(at, at.offset);
-    return;
+/** The symbol that an address belongs to. */
+async function* atAddress(context: Context, linux: Linux, address: bigint): AsyncGenerator<Row> {
+  const [inModule] = await ofModules(context, linux.moduleSymbolAt(address));
+  const at = inModule ?? linux.symbolAt(address);
+  if (at === undefined) {
+    throw new KvmiError('E_SYMBOL', `${formatHex(address)} is in no module and outside the kernel's image`, {
+      hint: `The image is at ${formatHex(linux.kernel.imageStart)}-${formatHex(linux.kernel.imageEnd - 1n)}.`,
+      data: { address },
+    });
   }
-  const modules = await ofModules(context, linux.moduleSymbols());
-  const all = [...symbols.all(symbol), ...modules.filter(({ name }) => name === symbol)];
-  if (all.length === 0) symbols.require(symbol);
-  for (const one of all) yield rowOf(one, Number(offset));
+  yield rowOf(at, at.offset);
+}
+
+/** All symbols of that name. */
+async function* ofName(context: Context, linux: Linux, name: string, offset: number): AsyncGenerator<Row> {
+  const inModules = await ofModules(context, linux.moduleSymbols());
+  const all = [...linux.symbols.all(name), ...inModules.filter((each) => each.name === name)];
+  if (all.length === 0)
+    noSymbol(name, [...kernelNames(linux.symbols), ...inModules.map((each) => each.name)]);
+  for (const one of all) yield rowOf(one, offset);
+}
+
+/** All symbols whose names match. */
+async function* matching(context: Context, linux: Linux, pattern: RegExp): AsyncGenerator<Row> {
+  for (const symbol of linux.symbols) if (pattern.test(symbol.name)) yield rowOf(symbol);
+  for (const symbol of await ofModules(context, linux.moduleSymbols()))
+    if (pattern.test(symbol.name)) yield rowOf(symbol);
+}
+
+function found(context: Context, linux: Linux, wanted: Place | Glob): AsyncGenerator<Row> {
+  if ('pattern' in wanted) return matching(context, linux, wanted.pattern);
+  const { symbol, offset } = wanted;
+  return symbol === undefined
+    ? atAddress(context, linux, offset)
+    : ofName(context, linux, symbol, Number(offset));
 }
 
 export const symbols = command({
@@ -48,8 +70,8 @@ export const symbols = command({
     VM,
     optionalArgument(
       'PLACE',
-      'a name, or an address in the kernel or a module; all symbols unless given',
-      place,
+      "a name, a pattern of names ('do_sys_*'), or an address in the kernel or a module; all symbols unless given",
+      placeOrGlob,
     ),
   ],
   options: {
@@ -57,10 +79,11 @@ export const symbols = command({
     elf: valueOption('--elf <FILE>', 'write those of the kernel to a new ELF file instead', text),
   },
   examples: [
-    { command: 'kvmi symbols VM schedule', does: 'where a function is' },
+    { command: "kvmi symbols VM 'do_sys_open*'", does: 'where functions are' },
     { command: 'kvmi symbols VM 0xffffffff81000010', does: 'what is at an address' },
     { command: 'kvmi symbols VM --elf kernel.elf', does: 'for gdb' },
   ],
+  nothing: 'no symbols',
   columns: [
     { name: 'name', kind: 'text', key: true, about: 'of the symbol' },
     { name: 'address', kind: 'hex', about: 'where it starts' },

@@ -1,5 +1,6 @@
 import { text } from '../../input/values.ts';
 import { TYPE_COLUMNS, VALUE_COLUMNS } from '../../linux/rows/types.ts';
+import type { Row } from '../../rows/columns.ts';
 import { argument, command } from '../command.ts';
 import { LINUX_OPTIONS, linuxRows, printed, withLinux } from '../linux.ts';
 import { writeNewFile } from '../new-file.ts';
@@ -17,6 +18,7 @@ export const type = command({
     { command: 'kvmi type VM task_struct', does: 'all members with their offsets' },
     { command: 'kvmi type VM task_struct --filter name=comm -c offset,type', does: 'where one member is' },
   ],
+  nothing: 'no members',
   columns: TYPE_COLUMNS,
   run: (context, [vm, name], options) =>
     linuxRows(context, vm, options, TYPE_COLUMNS, (linux) => linux.type(name)),
@@ -65,13 +67,20 @@ export const isf = command({
   run: (context, [vm, file], options) =>
     withLinux(context, vm, options, async function* (linux) {
       const { isf: isfOf, isfText } = await import('../../linux/index.ts');
-      const content = await isfOf(linux);
-      writeNewFile(file, isfText(content));
-      yield {
-        file,
-        release: linux.kernel.release,
-        symbols: Object.keys(content.symbols).length,
-        types: Object.keys(content.user_types).length,
-      };
+      let written: Row;
+      context.progress.say('collecting types and symbols');
+      try {
+        const content = await isfOf(linux);
+        writeNewFile(file, isfText(content));
+        written = {
+          file,
+          release: linux.kernel.release,
+          symbols: Object.keys(content.symbols).length,
+          types: Object.keys(content.user_types).length,
+        };
+      } finally {
+        context.progress.clear();
+      }
+      yield written;
     }),
 });

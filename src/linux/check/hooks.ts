@@ -42,8 +42,8 @@ function withOffset(name: string, offset: number): string {
 
 /** A symbol of the kernel image with an offset, or the bare address. */
 export function symbolic(session: Session, address: Gva): string {
-  const { symbols, imageStart, imageEnd } = session.kernel;
-  const at = address >= imageStart && address < imageEnd ? symbols.lookup(address) : undefined;
+  const { kernel } = session;
+  const at = address >= kernel.imageStart && address < kernel.imageEnd ? kernel.symbolAt(address) : undefined;
   return at === undefined ? hex(address) : withOffset(at.name, at.offset);
 }
 

@@ -28,13 +28,25 @@ const SITE_TABLES: readonly (readonly [section: RegExp, length: number])[] = [
 ];
 const MAX_FINDINGS = 256;
 
-/** Compares the code that runs with that of its vmlinux file. */
-export function* checkImage(session: Session, vmlinux: Uint8Array): Walk<Finding[]> {
-  const sections = sectionsOf(Buffer.from(vmlinux.buffer, vmlinux.byteOffset, vmlinux.length));
+/** A vmlinux file of the kernel that runs. */
+export interface KernelImage {
+  readonly sections: readonly Section[];
+  readonly text: Section & { readonly content: Buffer };
+}
+
+/** Throws a KvmiError with code E_ELF or E_VMLINUX when the file is not of the kernel that runs. */
+export function kernelImage(session: Session, vmlinux: Uint8Array): KernelImage {
+  const file = Buffer.from(vmlinux.buffer, vmlinux.byteOffset, vmlinux.length);
+  const sections = sectionsOf(file);
   const text = sections.find(({ name }) => name === '.text');
-  const file = text?.content;
-  if (text === undefined || file === undefined) throw wrongFile('it has no section .text');
-  checkBuildId(session, sections);
+  if (text?.content === undefined) throw wrongFile('it has no section .text');
+  checkIdentity(session, file, sections);
+  return { sections, text: { ...text, content: text.content } };
+}
+
+/** Compares the code that runs with that of its vmlinux file. */
+export function* checkImage(session: Session, { sections, text }: KernelImage): Walk<Finding[]> {
+  const file = text.content;
   const moved = session.kernel.imageStart - text.address;
   const now = yield* readText(session);
   const allowed = new Uint8Array(now.bytes.length);
@@ -84,11 +96,15 @@ function wrongFile(why: string): KvmiError {
   });
 }
 
-function checkBuildId(session: Session, sections: readonly Section[]): void {
-  const { buildId } = session.kernel;
+/** By the build id; before Linux 5.9, where the guest does not tell it, by the banner. */
+function checkIdentity(session: Session, file: Buffer, sections: readonly Section[]): void {
+  const { buildId, banner } = session.kernel;
   const notes = sections.find(({ name }) => name === '.notes')?.content;
-  if (buildId === undefined || notes === undefined) return;
-  if (!notes.includes(Buffer.from(buildId, 'hex'))) throw wrongFile(`the guest's build id is ${buildId}`);
+  if (buildId === undefined || notes === undefined) {
+    if (!file.includes(banner, 0, 'latin1')) throw wrongFile(`the guest runs ${banner}`);
+  } else if (!notes.includes(Buffer.from(buildId, 'hex'))) {
+    throw wrongFile(`the guest's build id is ${buildId}`);
+  }
 }
 
 function mark(text: TextImage, allowed: Uint8Array, address: Gva, length: number): void {

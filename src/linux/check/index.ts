@@ -1,10 +1,11 @@
+import { KvmiError } from '../../error.ts';
 import type { Walk } from '../../reading/walk.ts';
 import type { Session } from '../session.ts';
 import type { Baseline } from './baseline.ts';
 import { checkCredentials } from './credentials.ts';
 import { checkEntries, checkInterrupts, checkSyscalls, checkTables } from './dispatch.ts';
 import { confirmed, type Finding } from './finding.ts';
-import { checkImage } from './image.ts';
+import { checkImage, kernelImage } from './image.ts';
 import { hiddenModules } from './modules.ts';
 import { hiddenProcesses } from './processes.ts';
 import { checkText } from './text.ts';
@@ -19,15 +20,20 @@ export interface CheckOptions {
   readonly states?: readonly Uint8Array[];
   /** The vmlinux of the kernel, as `readKernelFile` gives it, to compare its code with. */
   readonly vmlinux?: Uint8Array;
+  /** Called before each check with what it looks at. */
+  readonly onCheck?: (what: string) => void;
 }
 
 type Look = (session: Session) => Walk<Finding[]>;
 
-export function* check(session: Session, { baseline, states = [], vmlinux }: CheckOptions): Walk<Finding[]> {
+export function* check(session: Session, options: CheckOptions): Walk<Finding[]> {
+  const { baseline, states = [], vmlinux, onCheck } = options;
+  // What the caller named has to fit: without it a guest would be found well that was not compared.
+  const image = vmlinux && kernelImage(session, vmlinux);
   const known = comparable(session, baseline);
   const looks: readonly (readonly [string, Look])[] = [
     ['text', (look) => checkText(look, known)],
-    ...(vmlinux === undefined ? [] : [['vmlinux', (look: Session) => checkImage(look, vmlinux)] as const]),
+    ...(image === undefined ? [] : [['vmlinux', (look: Session) => checkImage(look, image)] as const]),
     ['system calls', checkSyscalls],
     ['interrupts', checkInterrupts],
     ['tables', (look) => checkTables(look, known?.tables ?? [])],
@@ -43,16 +49,21 @@ export function* check(session: Session, { baseline, states = [], vmlinux }: Che
       if (!findings.has(place)) findings.set(place, finding);
     }
   };
-  for (const [what, look] of looks) add(yield* session.attempt(what, confirmed(session, look), []));
+  for (const [what, look] of looks) {
+    onCheck?.(what);
+    add(yield* session.attempt(what, confirmed(session, look), []));
+  }
+  onCheck?.('hidden processes');
   add(yield* session.attempt('hidden processes', hiddenProcesses(session), []));
   return [...findings.values()];
 }
 
-/** The baseline, when it is of this boot. */
+/** The baseline, which has to be of this boot. */
 function comparable(session: Session, baseline: Baseline | undefined): Baseline | undefined {
   if (baseline === undefined) return undefined;
   const { kernel } = session;
   if (baseline.banner === kernel.banner && baseline.text.start === session.symbol('_stext')) return baseline;
-  session.note('the baseline is of another boot or of another kernel, and is not used');
-  return undefined;
+  throw new KvmiError('E_BASELINE', 'the baseline is of another boot or of another kernel', {
+    hint: 'Make a new one with `kvmi check VM --save-baseline FILE` while the guest is well.',
+  });
 }
