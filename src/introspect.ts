@@ -1,4 +1,4 @@
-import { KvmiError, messageOf } from './error.ts';
+import { hookError } from './host/hook-error.ts';
 import { Introspection, type Log } from './host/index.ts';
 import type { Machine } from './machine/index.ts';
 import { type ConnectGuestOptions, connectGuest, type Guest } from './tool/index.ts';
@@ -25,7 +25,8 @@ export interface IntrospectOptions
  * await machine.close();
  * ```
  *
- * @throws KvmiError with code E_HOOK when the machine cannot be hooked.
+ * @throws KvmiError with code E_BUSY when somebody else holds the machine, E_HOOK when it cannot be hooked for another
+ *   reason.
  */
 export async function introspect(machine: Machine, options: IntrospectOptions = {}): Promise<Guest> {
   const { dialect = 'v12', log, ...tool } = options;
@@ -33,12 +34,7 @@ export async function introspect(machine: Machine, options: IntrospectOptions = 
   const [hostEnd, toolEnd] = loopback();
   const result = await introspection.hook({ socket: hostEnd });
   if (result !== 0) {
-    const cause = introspection.lastError;
-    throw new KvmiError('E_HOOK', `cannot hook ${machine.name}: ${messageOf(cause ?? `errno ${-result}`)}`, {
-      data: { errno: -result },
-      ...(cause instanceof KvmiError && cause.hint && { hint: cause.hint }),
-      cause,
-    });
+    throw hookError(machine.name, result, introspection.lastError);
   }
   await introspection.command({ allow: 1, id: -1 });
   await introspection.event({ allow: 1, id: -1 });

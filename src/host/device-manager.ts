@@ -1,6 +1,4 @@
-import { ERRNO } from '../abi/errno.ts';
 import { deferred } from '../awaitable.ts';
-import { KvmiError, messageOf } from '../error.ts';
 import type { Machine, PreUnhookReason } from '../machine/index.ts';
 import { type Channel, PrefixedChannel } from '../transport/index.ts';
 import {
@@ -13,6 +11,7 @@ import {
   HandshakeError,
   HandshakeReader,
 } from '../wire/index.ts';
+import { hookError } from './hook-error.ts';
 import { Introspection } from './introspection.ts';
 import { HookLog, type Log, SILENT } from './log.ts';
 
@@ -47,7 +46,7 @@ export type ServeEnd = 'tool' | 'machine' | 'aborted' | 'stalled' | PreUnhookRea
  * until the tool hangs up, the machine ends or goes away, or `signal` aborts; then UNHOOK.
  *
  * @returns why it ended.
- * @throws HandshakeError, or a KvmiError with code E_HOOK that says why the machine could not be hooked.
+ * @throws HandshakeError, or a KvmiError with code E_BUSY or E_HOOK that says why the machine could not be hooked.
  */
 export async function serve(
   machine: Machine,
@@ -203,15 +202,4 @@ class DeviceManager {
     this.#end(reason);
     await this.#introspection.unhook();
   }
-}
-
-function hookError(name: string, result: number, cause: unknown): KvmiError {
-  const errno = Object.entries(ERRNO).find(([, value]) => value === -result)?.[0] ?? String(-result);
-  const hint = cause instanceof KvmiError ? cause.hint : undefined;
-  const why = cause === undefined ? '' : `: ${messageOf(cause)}`;
-  return new KvmiError('E_HOOK', `cannot hook ${name} (${errno})${why}`, {
-    data: { errno },
-    ...(hint && { hint }),
-    ...(cause !== undefined && { cause }),
-  });
 }

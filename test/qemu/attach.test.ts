@@ -226,8 +226,10 @@ for (const smp of [1, 2]) {
     test('a second handler, a busy monitor and a busy gdbstub are refused in time', async () => {
       await TestHandler.attach(machine);
       await rejectsWith(machine.attach(new TestHandler()), 'E_BUSY');
+      const second = await openQemu({ qmp: vm.qmp });
+      await rejectsWith(second.attach(new TestHandler()), 'E_BUSY');
+      await second.close();
       await machine.detach();
-      await rejectsWith(openQemu({ qmp: vm.qmp }), 'E_BUSY');
       await rejectsWith(openQemu({ qmp: join(vm.directory, 'nothing') }), 'E_QMP_CONNECT');
 
       const path = join(vm.directory, 'debugger');

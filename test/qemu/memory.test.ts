@@ -4,8 +4,8 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { openQemu, QemuMachine } from '../../src/drivers/qemu/index.ts';
+import { openQmp } from '../../src/drivers/qemu/open-qmp.ts';
 import type { QmpTransport } from '../../src/drivers/qemu/qmp.ts';
-import { UnixQmp } from '../../src/drivers/qemu/unix-qmp.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 const MIB = 2 ** 20;
@@ -27,6 +27,8 @@ function faraway(qmp: QmpTransport): QmpTransport {
     hmp: (line, cpuIndex) => qmp.hmp(line, cpuIndex),
     onEvent: (listener) => qmp.onEvent(listener),
     onClosed: (listener) => qmp.onClosed(listener),
+    claim: () => qmp.claim(),
+    release: () => qmp.release(),
     close: () => qmp.close(),
   };
 }
@@ -37,7 +39,7 @@ const WAYS = [
   {
     way: "QEMU's monitor",
     backend: 'private',
-    open: async ({ qmp }: { qmp: string }) => QemuMachine.open(faraway(await UnixQmp.connect(qmp)), { qmp }),
+    open: async (address: { qmp: string }) => QemuMachine.open(faraway(await openQmp(address)), address),
   },
 ] as const;
 

@@ -1,12 +1,15 @@
-import { UsageError } from '../../error.ts';
+import { KvmiError, UsageError } from '../../error.ts';
 import { integer, place } from '../../input/values.ts';
+import { readVirtual } from '../../machine/index.ts';
 import type { Row } from '../../rows/columns.ts';
 import { argument, command, defaultOption, flag, optionalArgument } from '../command.ts';
 import type { Context } from '../context.ts';
 import { withGuest } from '../guest-session.ts';
+import { withLinux } from '../linux.ts';
 import { checkRange, Holes, physicalAddress, type ReadMemory, readRange } from '../memory.ts';
 import { hexdump, hexRows } from '../output/hexdump.ts';
 import { withMachine } from '../session.ts';
+import { addressOf } from '../symbols.ts';
 import { VM } from '../targets.ts';
 import { vcpuOf } from './regs.ts';
 
@@ -17,6 +20,22 @@ interface Form {
   readonly raw: boolean;
   readonly hex: boolean;
   readonly physical: boolean;
+}
+
+/** From here on every process of a guest sees the same. */
+const KERNEL_HALF = 1n << 63n;
+
+/** The rows, or others when somebody else holds the VM. */
+async function* unlessHeld(
+  rows: AsyncIterable<Row>,
+  others: (held: KvmiError) => AsyncIterable<Row>,
+): AsyncGenerator<Row> {
+  try {
+    yield* rows;
+  } catch (error) {
+    if (!(error instanceof KvmiError) || error.code !== 'E_BUSY') throw error;
+    yield* others(error);
+  }
 }
 
 /** Writes what was read as the user wants it, or makes rows of it. */
@@ -52,7 +71,7 @@ export const read = command({
   summary: 'read guest memory',
   description: [
     'Addresses are virtual, translated with the page tables of a vCPU, or physical. Physical memory is read without ' +
-      'hooking the VM. Pages that are not there are left out, and filled with zeros with --raw; each is reported.',
+      "hooking the VM, and so are addresses of a Linux kernel while something else holds the VM. Pages that are not there are left out, and filled with zeros with --raw; each is reported.",
   ],
   arguments: [
     VM,
@@ -101,11 +120,21 @@ export const read = command({
         printed(context, (at, into) => memory.read(Number(at), into), gpa, size, form),
       );
     }
-    return withGuest(context, vm, async function* (guest, _machine, addressOf) {
+    const hooked = withGuest(context, vm, async function* (guest, _machine, addressOf) {
       const { memory } = vcpuOf(guest, vcpu);
       const gva = await addressOf(start);
       checkRange(gva, size, physical);
       yield* printed(context, (at, into) => memory.read(at, into), gva, size, form);
     });
+    if (start.symbol === undefined && start.offset < KERNEL_HALF) return hooked;
+    return unlessHeld(hooked, (held) =>
+      withLinux(context, vm, { types: undefined }, async function* (linux, { memory }) {
+        context.log.info(`${held.message}: translated with the kernel's own page tables`);
+        const gva = await addressOf(start, async (name) => linux.symbols.require(name));
+        checkRange(gva, size, physical);
+        const { paging } = linux.kernel;
+        yield* printed(context, (at, into) => readVirtual(memory, paging, at, into), gva, size, form);
+      }),
+    );
   },
 });

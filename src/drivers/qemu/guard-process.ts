@@ -3,9 +3,9 @@ import type { PhysicalMemory } from '../../machine/memory.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
 import type { JournalEntry } from './guard.ts';
-import { openQmp } from './open-qmp.ts';
+import { openQmp, type QmpAddress } from './open-qmp.ts';
 import { Patches } from './patches.ts';
-import { LineSplitter, type QmpTransport } from './qmp.ts';
+import { LineSplitter, type QmpConnection, type QmpTransport } from './qmp.ts';
 import { StateReader } from './state-reader.ts';
 import { closeStub, connectStub, isRunning } from './stub.ts';
 import { Workspace } from './workspace.ts';
@@ -17,6 +17,8 @@ import { Workspace } from './workspace.ts';
 /** QEMU notices within milliseconds that its client is gone; a busy host may take longer. */
 const ATTEMPTS = 50;
 const ATTEMPT_DELAY_MS = 20;
+/** An attempt at the monitor takes longer when others use it: the gdbstub is not kept waiting for it for ever. */
+const PATIENCE_MS = 60_000;
 
 type Attachment = Extract<JournalEntry, { kind: 'attach' }>;
 
@@ -50,7 +52,8 @@ function read(entry: JournalEntry): void {
 
 /** Until QEMU has noticed that the host is gone, its sockets do not answer. */
 async function patiently<T>(attempt: () => Promise<T>): Promise<T | undefined> {
-  for (let left = ATTEMPTS; left > 0; left--) {
+  const deadline = Date.now() + PATIENCE_MS;
+  for (let left = ATTEMPTS; left > 0 && Date.now() < deadline; left--) {
     try {
       return await attempt();
     } catch {
@@ -70,7 +73,7 @@ function memoryOf(gdb: GdbClient): PhysicalMemory {
 }
 
 /** With every vCPU stopped: guest code as it was, no breakpoint, no unfinished step. */
-async function undo(gdb: GdbClient, qmp: QmpTransport | undefined, of: Attachment): Promise<void> {
+async function undo(gdb: GdbClient, qmp: QmpConnection | undefined, of: Attachment): Promise<void> {
   const workspace = new Workspace(undefined);
   let states: Promise<CpuState[]> | undefined;
   const readStates = () => {
@@ -94,8 +97,20 @@ async function undo(gdb: GdbClient, qmp: QmpTransport | undefined, of: Attachmen
   if (running) for (const { index } of vcpus) await gdb.forgetStep(index);
 }
 
+/** Nobody else is let in; who only reads makes room. */
+async function openMonitor(address: QmpAddress): Promise<QmpTransport> {
+  const qmp = await openQmp(address, { offer: false });
+  try {
+    await qmp.claim();
+    return qmp;
+  } catch (error) {
+    await qmp.close();
+    throw error;
+  }
+}
+
 async function recover(of: Attachment): Promise<void> {
-  const qmp = await patiently(() => openQmp(of.monitor));
+  const qmp = await patiently(() => openMonitor(of.monitor));
   const gdb = await patiently(() => connectStub(of.stub));
   if (gdb) {
     // Whatever fails, the guest runs on.
@@ -105,7 +120,7 @@ async function recover(of: Attachment): Promise<void> {
   if (!qmp) return;
   await closeStub(qmp, of.stub);
   if (running && !(await isRunning(qmp))) await qmp.execute('cont');
-  qmp.close();
+  await qmp.close();
 }
 
 process.title = 'kvmi-guard';

@@ -75,7 +75,7 @@ export class QemuMachine implements Machine {
       return new QemuMachine(facts, qmp, monitor, workspace, ram, ranges);
     } catch (error) {
       workspace?.remove();
-      qmp.close();
+      await qmp.close();
       throw error;
     }
   }
@@ -138,10 +138,11 @@ export class QemuMachine implements Machine {
     return [...this.#ram].map(([block, { description }]) => `${block}: ${description}`);
   }
 
-  /** Throws E_BUSY when another handler is attached, or a debugger has the VM's gdbstub. */
+  /** Throws E_BUSY when another handler is attached, another process holds the VM, or a debugger has its gdbstub. */
   async attach(handler: MachineHandler): Promise<void> {
     if (this.#control.lost) throw this.#control.lost;
     if (this.#handler) throw attachedAlready(this.name);
+    await this.#qmp.claim();
     if (!this.#control.attached) await findFreeStub(this.#qmp);
     this.#handler = handler;
   }
@@ -153,6 +154,7 @@ export class QemuMachine implements Machine {
     this.#injection.clear();
     for (const traps of Object.values(this.#instructions)) traps.clear();
     this.#handler = undefined;
+    this.#qmp.release();
   }
 
   async arm(trap: Trap): Promise<void> {
@@ -189,7 +191,7 @@ export class QemuMachine implements Machine {
   async close(): Promise<void> {
     await this.detach();
     this.#guard.end();
-    this.#qmp.close();
+    await this.#qmp.close();
     for (const source of this.#ram.values()) source.close();
     this.#workspace.remove();
   }
@@ -206,12 +208,14 @@ export class QemuMachine implements Machine {
    */
   #write(gpa: number, from: Uint8Array, source: RamSource, offset: number): Awaitable<boolean> {
     const bytes = from.slice();
-    if (!this.#facts.tcg && source.write) {
-      return then(this.#patches.note(this.memory, gpa, bytes), () => source.write!(offset, bytes));
-    }
-    return this.#control.exclusive(async (gdb) => {
-      await this.#patches.note(this.memory, gpa, bytes);
-      return gdb.writePhysical(gpa, bytes);
+    return then(this.#qmp.claim(), () => {
+      if (!this.#facts.tcg && source.write) {
+        return then(this.#patches.note(this.memory, gpa, bytes), () => source.write!(offset, bytes));
+      }
+      return this.#control.exclusive(async (gdb) => {
+        await this.#patches.note(this.memory, gpa, bytes);
+        return gdb.writePhysical(gpa, bytes);
+      });
     });
   }
 

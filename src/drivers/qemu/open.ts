@@ -7,8 +7,8 @@ import { openQmp, type QmpAddress } from './open-qmp.ts';
 export type QemuTarget = QmpAddress | { readonly pid: number };
 
 /**
- * Opens the QEMU machine that `target` names, without touching its guest. Errors: E_QMP_CONNECT, E_BUSY,
- * E_LIBVIRT, E_NO_MACHINE (no such process, or one that cannot be hooked, with the reason).
+ * Opens the QEMU machine that `target` names, without touching its guest. Errors: E_QMP_CONNECT, E_BUSY (something else
+ * than kvmi has its QMP socket), E_LIBVIRT, E_NO_MACHINE (no such process, or one that cannot be hooked, with the reason).
  */
 export async function openQemu(target: QemuTarget): Promise<QemuMachine> {
   const address = 'pid' in target ? addressOf(target.pid) : target;

@@ -8,7 +8,7 @@ import {
   statusNumber,
   threads,
 } from '../../system/proc.ts';
-import { type QmpTransport, recordsOf } from './qmp.ts';
+import { type QmpConnection, recordsOf } from './qmp.ts';
 
 /** The path of a descriptor of `pid` (/proc/PID/fd/N) that is open on the file of `mapping`. */
 export function descriptorOf(pid: number, mapping: Mapping): string | undefined {
@@ -39,7 +39,7 @@ export function qemuProcesses(): number[] {
  * The process of the QEMU behind `qmp`: the one that its vCPU threads belong to. QEMU names them as its own PID
  * namespace does. Undefined when it cannot be told, for example when QEMU runs on another host.
  */
-export async function findQemuProcess(qmp: QmpTransport): Promise<number | undefined> {
+export async function findQemuProcess(qmp: QmpConnection): Promise<number | undefined> {
   const cpus = recordsOf(await qmp.execute('query-cpus-fast'), 'the list of vCPUs');
   const vcpuThreads = cpus.map((cpu) => Number(cpu['thread-id']));
   const candidates = qemuProcesses().filter((pid) => {

@@ -1,3 +1,4 @@
+import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 
 /** An asynchronous message of QEMU: `STOP`, `RESUME`, `SHUTDOWN`, … */
@@ -6,10 +7,8 @@ export interface QmpEvent {
   readonly data: Readonly<Record<string, unknown>>;
 }
 
-/**
- * A way to QEMU's monitor (QMP): a socket of its own, or a management layer that passes commands through.
- */
-export interface QmpTransport {
+/** A connection to QEMU's monitor (QMP). */
+export interface QmpConnection {
   /** For messages: the socket's path, or the libvirt domain. */
   readonly where: string;
   /** Runs one command and returns its `return` value. Rejects with E_QMP_COMMAND when QEMU refuses it. */
@@ -20,7 +19,22 @@ export interface QmpTransport {
   onEvent(listener: (event: QmpEvent) => void): () => void;
   /** Calls `listener` once when the connection has ended; `error` unless {@link close} ended it. */
   onClosed(listener: (error?: Error) => void): void;
-  close(): void;
+  /** Where others use this connection, it is over when what they asked has been answered. */
+  close(): Awaitable<void>;
+}
+
+/**
+ * A way to QEMU's monitor that the processes of a user share: a socket, or a management layer that passes commands
+ * through.
+ */
+export interface QmpTransport extends QmpConnection {
+  /**
+   * To be called before anything about the VM is changed: reserves it for this process. Other processes of kvmi go on
+   * reading it. Rejects with E_BUSY while another one has it.
+   */
+  claim(): Awaitable<void>;
+  /** Ends what {@link claim} began. */
+  release(): void;
 }
 
 /** How long a monitor command may take. */
@@ -67,7 +81,8 @@ export class LineSplitter {
 
 /** One line of QMP, sorted by what it is. */
 export type QmpMessage =
-  | { readonly kind: 'greeting' }
+  /** `holder`: the process that lets others use its connection to QEMU, when it is not QEMU that greets. */
+  | { readonly kind: 'greeting'; readonly holder: number | undefined }
   | { readonly kind: 'event'; readonly event: QmpEvent }
   | { readonly kind: 'return'; readonly id: unknown; readonly value: unknown }
   | { readonly kind: 'error'; readonly id: unknown; readonly errorClass: string; readonly text: string };
@@ -81,7 +96,7 @@ export function parseQmpMessage(line: string): QmpMessage {
     throw new KvmiError('E_QMP_PROTOCOL', `not a QMP message: ${line.slice(0, 80)}`, { cause });
   }
   const fields = recordOf(message, 'a QMP message');
-  if ('QMP' in fields) return { kind: 'greeting' };
+  if ('QMP' in fields) return { kind: 'greeting', holder: holderOf(fields) };
   if (typeof fields.event === 'string') {
     const data = fields.data === undefined ? {} : recordOf(fields.data, 'the data of an event');
     return { kind: 'event', event: { name: fields.event, data } };
@@ -92,6 +107,11 @@ export function parseQmpMessage(line: string): QmpMessage {
   }
   if ('return' in fields) return { kind: 'return', id: fields.id, value: fields.return };
   throw new KvmiError('E_QMP_PROTOCOL', `not a QMP message: ${line.slice(0, 80)}`);
+}
+
+function holderOf({ kvmi }: Readonly<Record<string, unknown>>): number | undefined {
+  const pid = kvmi === undefined ? undefined : Number(recordOf(kvmi, 'a holder').pid);
+  return Number.isSafeInteger(pid) ? pid : undefined;
 }
 
 /** QEMU refused a command. */

@@ -5,7 +5,7 @@ import { MappedFile } from '../../system/mapped-file.ts';
 import { type Mapping, parseMappings } from '../../system/proc.ts';
 import { parseHostAddress, type RamRange } from './memory-map.ts';
 import { descriptorOf } from './process.ts';
-import type { QmpTransport } from './qmp.ts';
+import type { QmpConnection } from './qmp.ts';
 import type { Workspace } from './workspace.ts';
 
 /** A way to the bytes of one RAM block; offsets are into the block. */
@@ -26,7 +26,7 @@ export interface RamSource {
  */
 export async function openRam(
   ranges: readonly RamRange[],
-  qmp: QmpTransport,
+  qmp: QmpConnection,
   pid: number | undefined,
   workspace: Workspace,
 ): Promise<Map<string, RamSource>> {
@@ -187,10 +187,10 @@ function openProcessMemory(pid: number, base: number): RamSource | string {
 class MonitorRam implements RamSource {
   readonly description: string;
   readonly #ranges: readonly RamRange[];
-  readonly #qmp: QmpTransport;
+  readonly #qmp: QmpConnection;
   readonly #workspace: Workspace;
 
-  constructor(ranges: readonly RamRange[], qmp: QmpTransport, workspace: Workspace, reason: string) {
+  constructor(ranges: readonly RamRange[], qmp: QmpConnection, workspace: Workspace, reason: string) {
     this.description = `QEMU's monitor (slow), because ${reason}`;
     this.#ranges = ranges;
     this.#qmp = qmp;

@@ -14,7 +14,7 @@ import {
   type SegmentCache,
 } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
-import type { QmpTransport } from './qmp.ts';
+import type { QmpConnection } from './qmp.ts';
 
 const CONTROL_REGISTERS = ['cr0', 'cr2', 'cr3', 'cr4', 'cr8', 'efer'] as const;
 const REASON = "QEMU's gdbstub and monitor do not show it";
@@ -24,7 +24,7 @@ const REASON = "QEMU's gdbstub and monitor do not show it";
  * state: of the MSRs only EFER and the bases of fs and gs, and nothing of XSAVE.
  */
 export async function readRegistersState(
-  qmp: QmpTransport,
+  qmp: QmpConnection,
   gdb: GdbClient,
   vcpus: number,
 ): Promise<CpuState[]> {

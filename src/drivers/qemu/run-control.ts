@@ -227,6 +227,7 @@ export class RunControl {
   }
 
   async #attach(): Promise<void> {
+    await this.#qmp.claim();
     this.#plan = await planStub(this.#qmp, this.#workspace);
     const running = await isRunning(this.#qmp);
     this.#pausedByOthers = !running;

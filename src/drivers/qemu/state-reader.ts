@@ -2,7 +2,7 @@ import { messageOf } from '../../error.ts';
 import type { CpuState } from './cpu-state.ts';
 import { parseDeviceState } from './device-state.ts';
 import type { GdbClient } from './gdb.ts';
-import type { QmpTransport } from './qmp.ts';
+import type { QmpConnection } from './qmp.ts';
 import { readRegistersState } from './registers-state.ts';
 import { SavedCpu } from './saved-cpu.ts';
 import type { Workspace } from './workspace.ts';
@@ -20,13 +20,13 @@ const CHECKED = { rip: 'rip', cr3: 'cr3', efer: 'efer', fs_base: 0xc0000100, gs_
 export class StateReader {
   /** Why the device state is not used; undefined while it is. */
   failure: string | undefined;
-  readonly #qmp: QmpTransport;
+  readonly #qmp: QmpConnection;
   readonly #workspace: Workspace;
   readonly #vcpus: number;
   readonly #tcg: boolean;
   #checked = false;
 
-  constructor(qmp: QmpTransport, workspace: Workspace, vcpus: number, tcg: boolean) {
+  constructor(qmp: QmpConnection, workspace: Workspace, vcpus: number, tcg: boolean) {
     this.#qmp = qmp;
     this.#workspace = workspace;
     this.#vcpus = vcpus;

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { KvmiError } from '../../error.ts';
 import { GdbClient } from './gdb.ts';
-import { type QmpTransport, recordOf, recordsOf } from './qmp.ts';
+import { type QmpConnection, recordOf, recordsOf } from './qmp.ts';
 import { WORKSPACE_PREFIX, type Workspace } from './workspace.ts';
 
 /** What is known of a VM's gdbstub before it is used. */
@@ -18,7 +18,7 @@ export interface StubPlan {
  * A stub that is in use must never be connected to: QEMU would accept the waiting connection as soon as the debugger
  * detaches, and stop the VM for it.
  */
-export async function findFreeStub(qmp: QmpTransport): Promise<string | undefined> {
+export async function findFreeStub(qmp: QmpConnection): Promise<string | undefined> {
   const chardevs = recordsOf(await qmp.execute('query-chardev'), 'the list of character devices');
   const existing = chardevs.find(({ label }) => label === 'gdb');
   if (existing === undefined) return undefined;
@@ -34,7 +34,7 @@ export async function findFreeStub(qmp: QmpTransport): Promise<string | undefine
  * Decides which gdbstub to use. A VM has one: when it is there and free, it is used and left as it was; otherwise
  * one is added in `workspace`, which also replaces one that a killed host left.
  */
-export async function planStub(qmp: QmpTransport, workspace: Workspace): Promise<StubPlan> {
+export async function planStub(qmp: QmpConnection, workspace: Workspace): Promise<StubPlan> {
   const existing = await findFreeStub(qmp);
   const address = existing === undefined ? undefined : parseChardev(existing);
   const abandoned =
@@ -53,12 +53,12 @@ function parseChardev(filename: string): StubPlan['address'] | undefined {
 }
 
 /** True while the VM runs; false when it is paused, waits for an incoming migration, has shut down, … */
-export async function isRunning(qmp: QmpTransport): Promise<boolean> {
+export async function isRunning(qmp: QmpConnection): Promise<boolean> {
   return recordOf(await qmp.execute('query-status'), 'the status').running === true;
 }
 
 /** Adds the stub if it is ours, and connects: from then on the VM is stopped. */
-export async function openStub(qmp: QmpTransport, plan: StubPlan): Promise<GdbClient> {
+export async function openStub(qmp: QmpConnection, plan: StubPlan): Promise<GdbClient> {
   const { address } = plan;
   if (plan.own && 'path' in address) {
     const printed = await qmp.hmp(`gdbserver unix:${address.path},server=on,wait=off`);
@@ -82,6 +82,6 @@ export function connectStub({ address }: StubPlan): Promise<GdbClient> {
 }
 
 /** Removes a stub that is ours. Never throws: what is left at worst is an unused socket. */
-export async function closeStub(qmp: QmpTransport, plan: StubPlan): Promise<void> {
+export async function closeStub(qmp: QmpConnection, plan: StubPlan): Promise<void> {
   if (plan.own) await qmp.hmp('gdbserver none').catch(() => {});
 }

@@ -6,12 +6,17 @@ import {
   QMP_TIMEOUT_MS,
   type QmpEvent,
   type QmpMessage,
-  type QmpTransport,
+  type QmpConnection,
   qmpCommandError,
 } from './qmp.ts';
 
-/** A QMP socket that somebody else uses accepts a connection but never greets. */
-const GREETING_TIMEOUT_MS = 1500;
+/** How a connection is made. */
+export interface UnixQmpOptions {
+  /** For messages: what is behind the socket, the socket itself if not given. */
+  readonly where?: string;
+  /** Gives up waiting for the greeting, which a socket that somebody else uses does not send. */
+  readonly signal?: AbortSignal;
+}
 
 interface Pending {
   readonly command: string;
@@ -20,8 +25,8 @@ interface Pending {
   reject(error: Error): void;
 }
 
-/** QMP on a unix socket of its own. A QMP socket serves one client at a time. */
-export class UnixQmp implements QmpTransport {
+/** QMP on a Unix socket. QEMU's serves one client at a time, and greets it when its turn comes. */
+export class UnixQmp implements QmpConnection {
   readonly where: string;
   readonly #socket: Socket;
   readonly #lines = new LineSplitter();
@@ -30,31 +35,51 @@ export class UnixQmp implements QmpTransport {
   readonly #closedListeners = new Set<(error?: Error) => void>();
   #nextId = 1;
   #greeted: (() => void) | undefined;
+  #holder: number | undefined;
+  #idle: (() => void) | undefined;
   #ended: { readonly error: Error | undefined } | undefined;
 
-  /**
-   * Connects and negotiates. Errors: E_QMP_CONNECT when the socket cannot be reached, E_BUSY when it does
-   * not greet because another client has it.
-   */
-  static async connect(path: string): Promise<UnixQmp> {
-    const socket = connect(path);
-    const qmp = new UnixQmp(path, socket);
+  /** Connects and negotiates. Rejects with E_QMP_CONNECT when the socket cannot be reached. */
+  static async connect(path: string, { where = path, signal }: UnixQmpOptions = {}): Promise<UnixQmp> {
+    const qmp = new UnixQmp(where, connect(path));
+    const giveUp = () => qmp.close();
+    signal?.addEventListener('abort', giveUp);
     try {
       await qmp.#greeting();
       await qmp.execute('qmp_capabilities');
     } catch (error) {
       qmp.close();
       throw error;
+    } finally {
+      signal?.removeEventListener('abort', giveUp);
     }
     return qmp;
   }
 
-  private constructor(path: string, socket: Socket) {
-    this.where = path;
+  private constructor(where: string, socket: Socket) {
+    this.where = where;
     this.#socket = socket;
     socket.on('data', (chunk) => this.#receive(chunk));
-    socket.on('error', (cause) => this.#end(connectError(path, cause)));
-    socket.on('close', () => this.#end(closedError(path)));
+    socket.on('error', (cause) => this.#end(connectError(where, cause)));
+    socket.on('close', () => this.#end(closedError(where)));
+  }
+
+  /** The process that shares its connection, as it says in its greeting. */
+  get holder(): number | undefined {
+    return this.#holder;
+  }
+
+  /** Whether the connection has ended. */
+  get ended(): boolean {
+    return this.#ended !== undefined;
+  }
+
+  /** Resolves when no command waits for its answer. */
+  idle(): Promise<void> {
+    if (this.#pending.size === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#idle = resolve;
+    });
   }
 
   execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
@@ -62,7 +87,7 @@ export class UnixQmp implements QmpTransport {
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
-        this.#pending.delete(id);
+        this.#forget(id);
         reject(timeoutError(command, this.where));
       }, QMP_TIMEOUT_MS);
       this.#pending.set(id, { command, timer, resolve, reject });
@@ -92,15 +117,8 @@ export class UnixQmp implements QmpTransport {
 
   #greeting(): Promise<void> {
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => reject(busyError(this.where)), GREETING_TIMEOUT_MS);
-      this.#greeted = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-      this.onClosed((error) => {
-        clearTimeout(timer);
-        reject(error ?? closedError(this.where));
-      });
+      this.#greeted = resolve;
+      this.onClosed((error) => reject(error ?? closedError(this.where)));
     });
   }
 
@@ -117,6 +135,7 @@ export class UnixQmp implements QmpTransport {
 
   #dispatch(message: QmpMessage): void {
     if (message.kind === 'greeting') {
+      this.#holder = message.holder;
       this.#greeted?.();
       return;
     }
@@ -126,10 +145,15 @@ export class UnixQmp implements QmpTransport {
     }
     const pending = this.#pending.get(message.id as number);
     if (!pending) return;
-    this.#pending.delete(message.id as number);
+    this.#forget(message.id as number);
     clearTimeout(pending.timer);
     if (message.kind === 'return') pending.resolve(message.value);
     else pending.reject(qmpCommandError(pending.command, message.errorClass, message.text, this.where));
+  }
+
+  #forget(id: number): void {
+    this.#pending.delete(id);
+    if (this.#pending.size === 0) this.#idle?.();
   }
 
   #end(error: Error | undefined): void {
@@ -140,12 +164,13 @@ export class UnixQmp implements QmpTransport {
       reject(error ?? closedError(this.where));
     }
     this.#pending.clear();
+    this.#idle?.();
     for (const listener of this.#closedListeners) listener(error);
     this.#closedListeners.clear();
   }
 }
 
-function connectError(path: string, cause: Error): KvmiError {
+export function connectError(path: string, cause: Error): KvmiError {
   return new KvmiError('E_QMP_CONNECT', `no connection to the QMP socket ${path}: ${cause.message}`, {
     hint: 'Start QEMU with -qmp unix:PATH,server=on,wait=off, and run as its user or as root.',
     data: { path },
@@ -153,14 +178,8 @@ function connectError(path: string, cause: Error): KvmiError {
   });
 }
 
-function busyError(path: string): KvmiError {
-  return new KvmiError('E_BUSY', `the QMP socket ${path} is in use: it does not greet`, {
-    hint: 'A QMP socket serves one client. Close the other one, or give QEMU a second -qmp unix:PATH,server=on,wait=off.',
-    data: { path },
-  });
-}
-
-function closedError(path: string): KvmiError {
+/** QEMU has ended, as far as the other end of its monitor can tell. */
+export function closedError(path: string): KvmiError {
   return new KvmiError('E_QMP_CLOSED', `the connection to QEMU at ${path} is closed: QEMU has ended`, {
     data: { path },
   });

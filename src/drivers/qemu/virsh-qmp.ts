@@ -97,6 +97,11 @@ export class VirshQmp implements QmpTransport {
     else this.#closedListeners.add(listener);
   }
 
+  /** libvirt lets everybody in; the gdbstub is what only one can have. */
+  claim(): void {}
+
+  release(): void {}
+
   close(): void {
     this.#end(undefined);
   }

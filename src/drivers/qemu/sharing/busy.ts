@@ -1,0 +1,80 @@
+import { execFile } from 'node:child_process';
+import { basename } from 'node:path';
+import { KvmiError } from '../../../error.ts';
+import { commandLine } from '../../../system/proc.ts';
+
+const SS_TIMEOUT_MS = 2000;
+const SS_LIMIT = 16 << 20;
+
+/** One line of `ss -xpnH`: a socket's path and inode, its peer's, and the processes that have it. */
+const LINE = /^\S+\s+(\S+)\s+\d+\s+\d+\s+(.*?)\s+(\d+)\s+(\S+)\s+(\d+)(?:\s+users:(.*))?$/;
+
+/**
+ * The process whose connection the socket at `path` serves, as iproute2's `ss` shows it; undefined when it cannot be
+ * told, for example because it belongs to another user.
+ */
+export async function clientOf(path: string): Promise<number | undefined> {
+  const sockets = parseSockets(await listSockets());
+  const served = sockets.filter((socket) => socket.path === path && socket.connected);
+  const clients = served.flatMap(({ peer }) => sockets.find(({ inode }) => inode === peer)?.pids ?? []);
+  return clients.find((pid) => pid !== process.pid);
+}
+
+/** The sockets that `ss -xpnH` prints. */
+export function parseSockets(text: string): {
+  readonly path: string;
+  readonly inode: string;
+  readonly peer: string;
+  readonly connected: boolean;
+  readonly pids: readonly number[];
+}[] {
+  return text.split('\n').flatMap((line) => {
+    const match = LINE.exec(line.trimEnd());
+    if (match === null) return [];
+    const [, state, path, inode, , peer, users = ''] = match;
+    const pids = [...users.matchAll(/pid=(\d+)/g)].map(([, pid]) => Number(pid));
+    return [{ path: path!, inode: inode!, peer: peer!, connected: state === 'ESTAB', pids }];
+  });
+}
+
+function listSockets(): Promise<string> {
+  const options = { timeout: SS_TIMEOUT_MS, maxBuffer: SS_LIMIT };
+  return new Promise((resolve) => {
+    execFile('ss', ['-xpnH'], options, (error, stdout) => resolve(error ? '' : stdout));
+  });
+}
+
+/** The program that a process runs and its first argument, for messages; undefined when it has ended. */
+export function programOf(pid: number): string | undefined {
+  const words = commandLine(pid);
+  const script = words.findIndex((word, i) => i > 0 && !word.startsWith('-'));
+  const [program, ...rest] = /^node(js)?$/.test(basename(words[0] ?? '')) ? words.slice(script) : words;
+  if (program === undefined) return undefined;
+  return [basename(program), ...rest.slice(0, 1)].join(' ');
+}
+
+/** Whether a program is this one, under whatever command, or its guard. */
+export function isKvmi(program: string): boolean {
+  return program.startsWith('kvmi');
+}
+
+/** Another process of kvmi changes the VM. */
+export function heldError(path: string, pid: number): KvmiError {
+  const program = programOf(pid);
+  const who = program === undefined ? `process ${pid}` : `${program} (process ${pid})`;
+  return new KvmiError('E_BUSY', `the VM at ${path} is held by ${who}`, {
+    hint: 'End it, or wait until it has unhooked. What only reads (ps, read, maps, …) works meanwhile.',
+    data: { path, holder: pid, ...(program !== undefined && { program }) },
+  });
+}
+
+/** A QMP socket serves somebody who does not share. */
+export function busyError(path: string, pid: number | undefined): KvmiError {
+  const program = pid === undefined ? undefined : programOf(pid);
+  const by =
+    pid === undefined ? '' : program === undefined ? ` by process ${pid}` : ` by ${program} (process ${pid})`;
+  return new KvmiError('E_BUSY', `the QMP socket ${path} is in use${by}: it does not greet`, {
+    hint: 'A QMP socket serves one client. Close the other one, or give QEMU a second -qmp unix:PATH,server=on,wait=off.',
+    data: { path, ...(pid !== undefined && { holder: pid }), ...(program !== undefined && { program }) },
+  });
+}

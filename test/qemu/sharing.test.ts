@@ -1,0 +1,184 @@
+import assert from 'node:assert/strict';
+import { lstatSync, writeFileSync } from 'node:fs';
+import { after, before, describe, test } from 'node:test';
+import { ERROR_CODES } from '../../src/cli/error-codes.ts';
+import { EXIT } from '../../src/cli/exit-codes.ts';
+import { openQemu } from '../../src/drivers/qemu/index.ts';
+import { identityOf, offerPath } from '../../src/drivers/qemu/sharing/offer-path.ts';
+import { UnixQmp } from '../../src/drivers/qemu/unix-qmp.ts';
+import type { KvmiError } from '../../src/error.ts';
+import { KernelText } from '../kit/kernel-text.ts';
+import { type Ended, KvmiProcess, kvmi } from '../kit/kvmi-process.ts';
+import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
+
+/* Several processes of kvmi at one QMP socket, which serves one at a time. */
+
+const FUNCTION = '__x64_sys_getuid';
+const AT_ONCE = 6;
+const PATIENCE_MS = 60_000;
+const EXIT_BUSY = EXIT[ERROR_CODES.E_BUSY.exit].code;
+
+describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }, () => {
+  let vm: LinuxGuest;
+  let target: string;
+  let text: KernelText;
+
+  before(async () => {
+    vm = await LinuxGuest.boot({ smp: 2 });
+    target = `qemu:${vm.qmp}`;
+    text = await KernelText.of(vm);
+    // The same processes all the time, which run into the breakpoint.
+    await vm.run('(while true; do id -u >/dev/null; usleep 20000; done) & true');
+  });
+  after(() => vm?.kill());
+
+  const ps = () => new KvmiProcess(['ps', target, '-o', 'json', '-c', 'pid,comm', '--filter', 'pid<3']);
+
+  /** What each of them printed, which has to be the same. */
+  async function allAgree(processes: readonly KvmiProcess[]): Promise<void> {
+    const ended = await Promise.all(processes.map(({ ended }) => ended));
+    for (const { code, stderr } of ended) assert.equal(code, EXIT.ok.code, stderr);
+    const rows = ended.map(({ stdout }) => (JSON.parse(stdout) as { rows: { pid: number }[] }).rows);
+    assert.deepEqual(
+      rows[0]!.map(({ pid }) => pid),
+      [1, 2],
+    );
+    for (const other of rows) assert.deepEqual(other, rows[0]);
+  }
+
+  /** Runs `use` while a breakpoint is hit again and again; the holder has ended afterwards. */
+  async function whileHeld(use: (holder: KvmiProcess) => Promise<void>): Promise<Ended> {
+    const holder = new KvmiProcess(['break', target, FUNCTION, '-c', 'rip']);
+    try {
+      await holder.seen('stdout', /rip/);
+      await use(holder);
+    } finally {
+      holder.kill('SIGINT');
+      await holder.ended;
+    }
+    return holder.ended;
+  }
+
+  /** The guest's clock moves, nothing is armed and its kernel's code is what it was. */
+  async function unharmed(): Promise<void> {
+    await vm.nextTicks(2, PATIENCE_MS);
+    for (const deadline = Date.now() + PATIENCE_MS; ; ) {
+      const chardevs = (await vm.monitor.execute('query-chardev')) as { label: string }[];
+      if (!chardevs.some(({ label }) => label === 'gdb')) break;
+      assert.ok(Date.now() < deadline, 'a gdbstub is left');
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    assert.deepEqual(await text.changes(vm), [], 'kernel text is as before');
+    assert.match(await vm.run('id -u'), /^0/);
+  }
+
+  function isHeldBy(holder: KvmiProcess, { code, stderr }: Ended): void {
+    assert.equal(code, EXIT_BUSY, stderr);
+    assert.match(stderr, new RegExp(`held by kvmi break \\(process ${holder.child.pid}\\) \\[E_BUSY\\]\nhint: `));
+  }
+
+  test(`${AT_ONCE} commands that read work at once`, async () => {
+    await allAgree(Array.from({ length: AT_ONCE }, ps));
+    await unharmed();
+  });
+
+  test('commands that read work while another one holds the VM, and what would hold it is told who does', async () => {
+    const { code, stderr } = await whileHeld(async (holder) => {
+      const before = [...holder.stdout.matchAll(/rip/g)].length;
+      await allAgree(Array.from({ length: AT_ONCE }, ps));
+      const others = [
+        ['info', target],
+        ['maps', target, '1'],
+        ['symbols', target, FUNCTION],
+        ['read', target, '0x1000', '16', '--physical'],
+        ['read', target, 'linux_banner', '13', '--raw'],
+      ].map((args) => kvmi(args));
+      for (const { code, stderr } of await Promise.all(others)) assert.equal(code, EXIT.ok.code, stderr);
+      assert.equal((await others.at(-1))?.stdout, 'Linux version');
+      isHeldBy(holder, await kvmi(['break', target, FUNCTION]));
+      isHeldBy(holder, await kvmi(['regs', target]));
+      isHeldBy(holder, await kvmi(['write', target, '0x1000', '00', '--physical', '--allow-write']));
+      await holder.seen('stdout', /rip/, before + 1);
+    });
+    assert.equal(code, EXIT.interrupted.code, stderr);
+    await unharmed();
+  });
+
+  test('who only reads makes room for who wants to hold the VM, and goes on reading', async () => {
+    const handler = { stop: () => ({ action: 'continue' }) as const, request: () => undefined, closed() {} };
+    const reader = await openQemu({ qmp: vm.qmp });
+    try {
+      await whileHeld(async (holder) => {
+        assert.equal(await reader.memory.read(0x1000, new Uint8Array(8)), true);
+        await assert.rejects(async () => reader.attach(handler), (error: KvmiError) => {
+          assert.deepEqual([error.code, error.data.holder], ['E_BUSY', holder.child.pid]);
+          return true;
+        });
+      });
+      await reader.attach(handler);
+      await reader.detach();
+    } finally {
+      await reader.close();
+    }
+    await unharmed();
+  });
+
+  test('the holder is killed: readers go on by themselves, and the guard disarms', async () => {
+    for (let round = 0; round < 3; round++) {
+      const readers: KvmiProcess[] = [];
+      await whileHeld(async (holder) => {
+        readers.push(...Array.from({ length: AT_ONCE }, ps));
+        await new Promise((resolve) => setTimeout(resolve, round * 300));
+        holder.kill('SIGKILL');
+      });
+      await vm.nextTicks(2, PATIENCE_MS).catch(() => assert.fail(`round ${round}: the guest stands still`));
+      await allAgree(readers);
+      await unharmed();
+    }
+  });
+
+  test('what a killed holder has left is replaced', async () => {
+    const path = offerPath(identityOf(vm.qmp))!;
+    writeFileSync(path, '');
+    const machine = await openQemu({ qmp: vm.qmp });
+    try {
+      assert.equal(lstatSync(path).mode & 0o777, 0o600);
+      await allAgree([ps(), ps()]);
+    } finally {
+      await machine.close();
+    }
+    assert.throws(() => lstatSync(path), { code: 'ENOENT' }, 'and the last one takes it away');
+  });
+
+  test('a stranger at the socket is named', async () => {
+    const stranger = await UnixQmp.connect(vm.qmp);
+    try {
+      const [one, two] = await Promise.all([kvmi(['ps', target]), kvmi(['regs', target])]);
+      for (const { code, stderr } of [one, two]) {
+        assert.equal(code, EXIT_BUSY, stderr);
+        assert.match(stderr, new RegExp(`in use by .*\\(process ${process.pid}\\).*\\[E_BUSY\\]\nhint: .*second -qmp`));
+      }
+    } finally {
+      stranger.close();
+    }
+    await allAgree([ps()]);
+  });
+
+  test('an offer carries out nothing that changes the VM', async () => {
+    const machine = await openQemu({ qmp: vm.qmp });
+    const sharer = await UnixQmp.connect(offerPath(identityOf(vm.qmp))!);
+    try {
+      assert.equal(sharer.holder, process.pid);
+      await sharer.execute('query-status');
+      for (const command of ['stop', 'cont', 'quit', 'system_reset', 'migrate', 'xen-save-devices-state']) {
+        await assert.rejects(sharer.execute(command), /is not shared/, command);
+      }
+      await assert.rejects(sharer.hmp('gdbserver none'), /is not shared/);
+      await assert.rejects(sharer.hmp('info status\nstop'), /is not shared/);
+    } finally {
+      sharer.close();
+      await machine.close();
+    }
+    await unharmed();
+  });
+});
