@@ -61,7 +61,7 @@ export function notHookable(vm: FoundMachine): KvmiError {
     'E_NOT_HOOKABLE',
     `${vm.name} cannot be hooked: ${vm.reason ?? 'no way into it is known'}`,
     {
-      hint: '`kvmi doctor` shows what is missing and how to get it.',
+      hint: vm.remedy ?? '`kvmi doctor` shows what is missing and how to get it.',
       data: { vm: handleOf(vm) },
     },
   );

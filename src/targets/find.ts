@@ -23,8 +23,10 @@ export function mergeFound(qemu: readonly FoundMachine[], kvm: readonly FoundMac
 
 function withWay(vm: FoundMachine, other: FoundMachine | undefined): FoundMachine {
   if (!other) return vm;
-  if (other.target !== undefined) return { ...vm, target: other.target, reason: undefined };
-  return { ...vm, reason: `${vm.reason}; through KVM: ${other.reason}` };
+  if (other.target !== undefined)
+    return { ...vm, target: other.target, reason: undefined, blocked: undefined, remedy: undefined };
+  const reason = `${vm.reason}; through KVM: ${other.reason}`;
+  return { ...vm, reason, blocked: vm.blocked ?? other.blocked };
 }
 
 /** How to name `vm` without a doubt. */

@@ -14,4 +14,8 @@ export interface FoundMachine {
   /** How to open it: `qemu:/run/vm.qmp`, `kvm:4711`. Undefined: there is no way, see `reason`. */
   readonly target: string | undefined;
   readonly reason: string | undefined;
+  /** The way in that cannot be used, or not now: opening it tells more. */
+  readonly blocked?: string | undefined;
+  /** What to do about the reason. */
+  readonly remedy?: string | undefined;
 }

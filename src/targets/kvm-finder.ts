@@ -12,7 +12,8 @@ export async function findKvm(): Promise<FoundMachine[]> {
 }
 
 function foundMachine(row: KvmMachineRow, vmm: string, several: boolean): FoundMachine {
-  const { pid, vm, name, vcpus, memory, hookable } = row;
+  const { pid, vm, name, vcpus, memory, hookable, remedy } = row;
+  const way = `kvm:${pid}${several ? `:${vm}` : ''}`;
   return {
     pid,
     name,
@@ -21,7 +22,8 @@ function foundMachine(row: KvmMachineRow, vmm: string, several: boolean): FoundM
     memory,
     vmm,
     accelerator: 'kvm',
-    target: hookable === true ? `kvm:${pid}${several ? `:${vm}` : ''}` : undefined,
-    reason: hookable === true ? undefined : hookable,
+    ...(hookable === true
+      ? { target: way, reason: undefined }
+      : { target: undefined, reason: hookable, blocked: way, remedy }),
   };
 }

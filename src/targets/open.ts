@@ -18,9 +18,11 @@ export async function openMachine(name: string = ONLY, options: OpenOptions = {}
   const prefixed = openPrefixed(name, options);
   if (prefixed) return prefixed;
   const found = chooseMachine(name, await findMachines());
-  if (found.target === undefined) throw notHookable(found);
-  options.log?.info(`using ${found.name} (${found.target})`);
-  return openPrefixed(found.target, options)!;
+  // What cannot be opened says why: it is in use, or it takes more rights.
+  const way = found.target ?? found.blocked;
+  if (way === undefined) throw notHookable(found);
+  options.log?.info(`using ${found.name} (${way})`);
+  return openPrefixed(way, options)!;
 }
 
 function openPrefixed(name: string, options: OpenOptions): Promise<Machine> | undefined {

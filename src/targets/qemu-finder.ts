@@ -4,9 +4,9 @@ import type { FoundMachine } from './found.ts';
 export async function findQemu(): Promise<FoundMachine[]> {
   if (process.platform !== 'linux') return [];
   const { findQemuMachines } = await import('../drivers/qemu/discover.ts');
-  return findQemuMachines().map(({ address, ...machine }) => ({
-    ...machine,
-    vmm: 'QEMU',
-    target: address && ('qmp' in address ? `qemu:${address.qmp}` : `libvirt:${address.libvirt}`),
-  }));
+  return findQemuMachines().map(({ address, ...machine }) => {
+    const way = address && ('qmp' in address ? `qemu:${address.qmp}` : `libvirt:${address.libvirt}`);
+    const blocked = machine.reason !== undefined;
+    return { ...machine, vmm: 'QEMU', ...(blocked ? { target: undefined, blocked: way } : { target: way }) };
+  });
 }

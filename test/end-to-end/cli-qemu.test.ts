@@ -4,9 +4,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { EXIT } from '../../src/cli/exit-codes.ts';
+import { UnixQmp } from '../../src/drivers/qemu/unix-qmp.ts';
 import { listen } from '../../src/tool/index.ts';
 import { KernelText, symbolsOf } from '../kit/kernel-text.ts';
-import { KvmiProcess, kvmi } from '../kit/kvmi-process.ts';
+import { KvmiProcess, kvmi, kvmiAsNobody, whyNoOtherUser } from '../kit/kvmi-process.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 /* The command line on a Debian guest under QEMU. */
@@ -72,17 +73,49 @@ describe('kvmi with QEMU', { skip: whyNoLinuxGuest() ?? false }, () => {
     assert.equal((await json(['info', String(vm.pid)]))[0]?.value, 'kvmi-test');
   });
 
-  test('list and doctor: a VM whose QMP socket is in use', async () => {
+  /** What `list` and `doctor` say of the VM, and how naming it ends. */
+  async function toldOf(pid: number) {
+    const [row] = await json(['list', '--filter', `pid=${pid}`]);
+    const [finding] = await json(['doctor', '--filter', `about~^${pid} `]);
+    const { code, stderr } = await kvmi(['regs', String(pid)]);
+    return { row: row!, finding: finding!, code, stderr };
+  }
+
+  test('list and doctor: a VM that another kvmi holds', async () => {
     await whileHooked(async () => {
-      const [row] = await json(['list', '--filter', `pid=${vm.pid}`]);
-      assert.equal(row?.target, null);
-      assert.match(String(row?.reason), /in use/);
-      const refused = await kvmi(['regs', String(vm.pid)]);
-      assert.equal(refused.code, EXIT.unsupported.code);
-      assert.match(refused.stderr, /in use.*\[E_NOT_HOOKABLE\]/);
-      const findings = await json(['doctor', '--filter', `about~^${vm.pid} `]);
-      assert.equal(findings[0]?.severity, 'warning');
+      const { row, finding, code, stderr } = await toldOf(vm.pid);
+      assert.deepEqual([row.target, row.reason], [target, null], 'it can be read');
+      assert.equal(finding.severity, 'ok');
+      assert.equal(code, EXIT.busy.code);
+      assert.match(stderr, /held by kvmi hook \(process \d+\) \[E_BUSY\]\nhint: /);
+      assert.equal((await json(['info', String(vm.pid)]))[0]?.value, 'kvmi-test');
     });
+  });
+
+  test('list and doctor: a VM whose QMP socket something else uses', async () => {
+    const stranger = await UnixQmp.connect(vm.qmp);
+    try {
+      const { row, finding, code, stderr } = await toldOf(vm.pid);
+      assert.deepEqual([row.target, Object.hasOwn(row, 'blocked')], [null, false]);
+      assert.match(String(row.reason), /in use/);
+      assert.equal(finding.severity, 'warning');
+      assert.match(String(finding.remedy), /second -qmp/);
+      assert.equal(code, EXIT.busy.code);
+      assert.match(stderr, /in use.*\[E_BUSY\]\nhint: .*second -qmp/);
+    } finally {
+      stranger.close();
+    }
+  });
+
+  test('list and doctor: a VM whose QMP sockets belong to another user', {
+    skip: whyNoOtherUser(),
+  }, async () => {
+    const { code, stderr } = await kvmiAsNobody(['ps', String(vm.pid)]);
+    assert.equal(code, EXIT.permission.code, stderr);
+    assert.match(stderr, /hint: .*as root/);
+    const { stdout } = await kvmiAsNobody(['doctor', '-o', 'json', '--filter', `about~^${vm.pid} `]);
+    const [finding] = (JSON.parse(stdout) as Document).rows;
+    assert.match(String(finding?.remedy), /as root/);
   });
 
   test('a hostile name does not reach the terminal as it is', async () => {
@@ -156,15 +189,6 @@ describe('kvmi with QEMU', { skip: whyNoLinuxGuest() ?? false }, () => {
     process.kill('SIGINT');
     assert.equal((await process.ended).code, EXIT.interrupted.code);
     assert.equal(await load, '40\n');
-    await unharmed();
-  });
-
-  test('a QMP socket that somebody else uses', async () => {
-    await whileHooked(async () => {
-      const { code, stderr } = await kvmi(['regs', target]);
-      assert.equal(code, EXIT.busy.code);
-      assert.match(stderr, /\[E_BUSY\]\nhint: /);
-    });
     await unharmed();
   });
 

@@ -20,10 +20,12 @@ export class KvmiProcess {
   readonly ended: Promise<Ended>;
   #waiters = new Set<() => void>();
 
-  constructor(args: readonly string[], environment: Readonly<Record<string, string>> = {}) {
+  /** `user`: the id of who runs it, this process's user if not given. */
+  constructor(args: readonly string[], environment: Readonly<Record<string, string>> = {}, user?: number) {
     this.child = spawn(process.execPath, [KVMI, ...args], {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: { ...process.env, ...environment },
+      ...(user !== undefined && { uid: user, gid: user }),
     });
     live.add(this.child);
     const collect = (stream: 'stdout' | 'stderr') => (chunk: Buffer) => {
@@ -74,6 +76,19 @@ const live = new Set<ChildProcess>();
 process.on('exit', () => {
   for (const child of live) child.kill('SIGKILL');
 });
+
+/** A user who may nothing. */
+export const NOBODY = 65534;
+
+/** Why nothing can be run as another user here; false when it can. To be given to `skip`. */
+export function whyNoOtherUser(): string | false {
+  return process.getuid?.() === 0 ? false : 'only root can become another user';
+}
+
+/** Runs a command to its end, as {@link NOBODY}. */
+export function kvmiAsNobody(args: readonly string[]): Promise<Ended> {
+  return new KvmiProcess(args, { HOME: '/nonexistent' }, NOBODY).ended;
+}
 
 /** Runs a command to its end. */
 export function kvmi(

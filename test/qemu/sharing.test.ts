@@ -1,14 +1,16 @@
 import assert from 'node:assert/strict';
-import { lstatSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { chmodSync, lstatSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
 import { after, before, describe, test } from 'node:test';
-import { ERROR_CODES } from '../../src/cli/error-codes.ts';
 import { EXIT } from '../../src/cli/exit-codes.ts';
 import { openQemu } from '../../src/drivers/qemu/index.ts';
 import { identityOf, offerPath } from '../../src/drivers/qemu/sharing/offer-path.ts';
+import { SharedQmp } from '../../src/drivers/qemu/sharing/shared-qmp.ts';
 import { UnixQmp } from '../../src/drivers/qemu/unix-qmp.ts';
 import type { KvmiError } from '../../src/error.ts';
 import { KernelText } from '../kit/kernel-text.ts';
-import { type Ended, KvmiProcess, kvmi } from '../kit/kvmi-process.ts';
+import { type Ended, KvmiProcess, kvmi, kvmiAsNobody, NOBODY, whyNoOtherUser } from '../kit/kvmi-process.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 /* Several processes of kvmi at one QMP socket, which serves one at a time. */
@@ -16,7 +18,40 @@ import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 const FUNCTION = '__x64_sys_getuid';
 const AT_ONCE = 6;
 const PATIENCE_MS = 60_000;
-const EXIT_BUSY = EXIT[ERROR_CODES.E_BUSY.exit].code;
+
+/** Resident memory of a process, in bytes. */
+function residentOf(pid: number): number {
+  return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) * 1024;
+}
+
+/** Sends bytes to a socket and reads nothing of what is answered. */
+class Culprit {
+  readonly what: string;
+  readonly hungUp: Promise<void>;
+
+  constructor(what: string, path: string, bytes: string) {
+    this.what = what;
+    const socket = connect(path).pause();
+    socket.on('error', () => {});
+    socket.write(bytes);
+    // A socket that nobody reads from does not tell its end, but writing to it does.
+    const timer = setInterval(() => socket.write('\n'), 100);
+    this.hungUp = new Promise((resolve) => {
+      socket.on('close', () => {
+        clearInterval(timer);
+        resolve();
+      });
+    });
+  }
+}
+
+async function withinPatience(promise: Promise<unknown>, failure: string): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise((_resolve, reject) => {
+    timer = setTimeout(() => reject(new Error(failure)), PATIENCE_MS);
+  });
+  await Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
 
 describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }, () => {
   let vm: LinuxGuest;
@@ -73,8 +108,11 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
   }
 
   function isHeldBy(holder: KvmiProcess, { code, stderr }: Ended): void {
-    assert.equal(code, EXIT_BUSY, stderr);
-    assert.match(stderr, new RegExp(`held by kvmi break \\(process ${holder.child.pid}\\) \\[E_BUSY\\]\nhint: `));
+    assert.equal(code, EXIT.busy.code, stderr);
+    assert.match(
+      stderr,
+      new RegExp(`held by kvmi break \\(process ${holder.child.pid}\\) \\[E_BUSY\\]\nhint: `),
+    );
   }
 
   test(`${AT_ONCE} commands that read work at once`, async () => {
@@ -110,10 +148,13 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
     try {
       await whileHeld(async (holder) => {
         assert.equal(await reader.memory.read(0x1000, new Uint8Array(8)), true);
-        await assert.rejects(async () => reader.attach(handler), (error: KvmiError) => {
-          assert.deepEqual([error.code, error.data.holder], ['E_BUSY', holder.child.pid]);
-          return true;
-        });
+        await assert.rejects(
+          async () => reader.attach(handler),
+          (error: KvmiError) => {
+            assert.deepEqual([error.code, error.data.holder], ['E_BUSY', holder.child.pid]);
+            return true;
+          },
+        );
       });
       await reader.attach(handler);
       await reader.detach();
@@ -137,6 +178,27 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
     }
   });
 
+  test('the guard gets the socket from who only reads', async () => {
+    const reader = await SharedQmp.connect(vm.qmp);
+    let reading = true;
+    const read = async () => {
+      while (reading) await reader.execute('query-status');
+    };
+    try {
+      await whileHeld(async (holder) => {
+        const all = Promise.all([read(), read()]);
+        holder.kill('SIGKILL');
+        await holder.ended;
+        await unharmed();
+        reading = false;
+        await all;
+      });
+    } finally {
+      reading = false;
+      await reader.close();
+    }
+  });
+
   test('what a killed holder has left is replaced', async () => {
     const path = offerPath(identityOf(vm.qmp))!;
     writeFileSync(path, '');
@@ -155,13 +217,69 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
     try {
       const [one, two] = await Promise.all([kvmi(['ps', target]), kvmi(['regs', target])]);
       for (const { code, stderr } of [one, two]) {
-        assert.equal(code, EXIT_BUSY, stderr);
-        assert.match(stderr, new RegExp(`in use by .*\\(process ${process.pid}\\).*\\[E_BUSY\\]\nhint: .*second -qmp`));
+        assert.equal(code, EXIT.busy.code, stderr);
+        assert.match(
+          stderr,
+          new RegExp(`in use by .*\\(process ${process.pid}\\).*\\[E_BUSY\\]\nhint: .*second -qmp`),
+        );
       }
     } finally {
       stranger.close();
     }
     await allAgree([ps()]);
+  });
+
+  test('another user is not let in', { skip: whyNoOtherUser() }, async () => {
+    const open = [vm.directory, vm.qmp];
+    const modes = open.map((path) => statSync(path).mode);
+    for (const path of open) chmodSync(path, 0o777);
+    try {
+      await whileHeld(async () => {
+        const offer = offerPath(identityOf(vm.qmp))!;
+        const knock = `require('net').connect(process.argv[1]).on('error', (e) => console.log(e.code)).on('connect', () => console.log('in'))`;
+        const { stdout } = spawnSync(process.execPath, ['-e', knock, offer], {
+          encoding: 'utf8',
+          uid: NOBODY,
+          gid: NOBODY,
+        });
+        assert.equal(stdout, 'EACCES\n');
+        const { code, stderr } = await kvmiAsNobody(['ps', target]);
+        assert.equal(code, EXIT.busy.code, stderr);
+      });
+    } finally {
+      open.forEach((path, i) => {
+        chmodSync(path, modes[i]!);
+      });
+    }
+    const { code, stderr } = await kvmiAsNobody(['ps', target]);
+    assert.equal(code, EXIT.permission.code, stderr);
+  });
+
+  test('sharers that misbehave harm neither the holder nor the guest', async () => {
+    await whileHeld(async (holder) => {
+      const path = offerPath(identityOf(vm.qmp))!;
+      const request = '{"execute":"query-cpus-fast","id":1}\n';
+      const misdeeds: Readonly<Record<string, string>> = {
+        garbage: '\0\x01{{{{\n',
+        'no command': '{"id":1}\n',
+        'a long line': 'x'.repeat(1 << 20),
+        'never reading': request.repeat(50_000),
+      };
+      const before = residentOf(holder.child.pid!);
+      const hits = [...holder.stdout.matchAll(/rip/g)].length;
+      const culprits = Object.entries(misdeeds).flatMap(([what, bytes]) =>
+        [1, 2, 3].map(() => new Culprit(what, path, bytes)),
+      );
+      await allAgree([ps(), ps()]);
+      for (const { what, hungUp } of culprits) {
+        await withinPatience(hungUp, `${what}: is not hung up on`);
+      }
+      await holder.seen('stdout', /rip/, hits + 5);
+      const grown = residentOf(holder.child.pid!) - before;
+      assert.ok(grown < 100 << 20, `the holder has grown by ${grown} bytes`);
+      await vm.nextTicks(2, PATIENCE_MS);
+    });
+    await unharmed();
   });
 
   test('an offer carries out nothing that changes the VM', async () => {

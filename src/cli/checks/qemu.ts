@@ -35,7 +35,7 @@ function vmFinding(vm: FoundMachine): Finding {
     severity: 'warning',
     about,
     found: vm.reason ?? 'not reachable',
-    remedy: 'Start QEMU with -qmp unix:PATH,server=on,wait=off, one for each client.',
+    ...(vm.remedy !== undefined && { remedy: vm.remedy }),
   };
 }
 

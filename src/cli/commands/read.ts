@@ -71,7 +71,7 @@ export const read = command({
   summary: 'read guest memory',
   description: [
     'Addresses are virtual, translated with the page tables of a vCPU, or physical. Physical memory is read without ' +
-      "hooking the VM, and so are addresses of a Linux kernel while something else holds the VM. Pages that are not there are left out, and filled with zeros with --raw; each is reported.",
+      'hooking the VM, and so are addresses of a Linux kernel while something else holds the VM. Pages that are not there are left out, and filled with zeros with --raw; each is reported.',
   ],
   arguments: [
     VM,

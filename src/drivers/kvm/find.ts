@@ -1,4 +1,4 @@
-import { messageOf } from '../../error.ts';
+import { KvmiError, messageOf } from '../../error.ts';
 import { kvmDescriptors, processes, statusNumber, tracerOf } from '../../system/proc.ts';
 import { kernelMemslots } from './attach.ts';
 import { nameOf } from './identity.ts';
@@ -16,6 +16,8 @@ export interface KvmMachineRow {
   readonly memory: number | undefined;
   /** Whether `attachKvm` would work, or why not. */
   readonly hookable: true | string;
+  /** What to do about that. */
+  readonly remedy?: string | undefined;
 }
 
 /** The VMs of all processes that this one may look into. */
@@ -43,6 +45,7 @@ function row(pid: number, vm: number): KvmMachineRow | undefined {
       vcpus: kvmDescriptors(pid).vcpus.length,
       memory: undefined,
       hookable: messageOf(error),
+      ...(error instanceof KvmiError && { remedy: error.hint }),
     };
   } finally {
     vmm?.close();

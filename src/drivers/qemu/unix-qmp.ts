@@ -4,9 +4,9 @@ import {
   LineSplitter,
   parseQmpMessage,
   QMP_TIMEOUT_MS,
+  type QmpConnection,
   type QmpEvent,
   type QmpMessage,
-  type QmpConnection,
   qmpCommandError,
 } from './qmp.ts';
 
@@ -60,7 +60,11 @@ export class UnixQmp implements QmpConnection {
     this.where = where;
     this.#socket = socket;
     socket.on('data', (chunk) => this.#receive(chunk));
-    socket.on('error', (cause) => this.#end(connectError(where, cause)));
+    let connected = false;
+    socket.on('connect', () => {
+      connected = true;
+    });
+    socket.on('error', (cause) => this.#end(connected ? closedError(where) : connectError(where, cause)));
     socket.on('close', () => this.#end(closedError(where)));
   }
 

@@ -1,0 +1,153 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, afterEach, beforeEach, describe, test } from 'node:test';
+import { runtimeDirectory } from '../../../system/runtime-directory.ts';
+import { parseSockets } from './busy.ts';
+import { SharedQmp } from './shared-qmp.ts';
+
+/** Serves one client at a time, as QEMU does; answers every command with its own name and the command's. */
+class Monitor {
+  readonly #name: string;
+  readonly #path: string;
+  readonly #server: Server;
+  readonly #waiting: Socket[] = [];
+  #served: Socket | undefined;
+  /** Commands that were carried out. */
+  readonly commands: string[] = [];
+
+  static async at(path: string, name: string): Promise<Monitor> {
+    const monitor = new Monitor(path, name);
+    await new Promise<void>((resolve) => monitor.#server.listen(path, resolve));
+    return monitor;
+  }
+
+  private constructor(path: string, name: string) {
+    this.#path = path;
+    this.#name = name;
+    this.#server = createServer((socket) => {
+      socket.on('error', () => {});
+      this.#waiting.push(socket);
+      this.#serve();
+    });
+  }
+
+  /** As when QEMU is killed: everything is closed. */
+  kill(): void {
+    this.#server.close();
+    rmSync(this.#path, { force: true });
+    for (const socket of [this.#served, ...this.#waiting]) socket?.destroy();
+  }
+
+  #serve(): void {
+    if (this.#served) return;
+    const socket = this.#waiting.shift();
+    if (!socket) return;
+    this.#served = socket;
+    socket.on('close', () => {
+      this.#served = undefined;
+      this.#serve();
+    });
+    if (socket.destroyed) socket.emit('close');
+    socket.write('{"QMP":{"version":{},"capabilities":[]}}\n');
+    socket.on('data', (chunk: Buffer) => {
+      for (const line of chunk.toString().trim().split('\n')) {
+        const { execute, id } = JSON.parse(line) as { execute: string; id: number };
+        this.commands.push(execute);
+        socket.write(`${JSON.stringify({ return: `${this.#name} ${execute}`, id })}\n`);
+      }
+    });
+  }
+}
+
+describe('a QMP socket that is shared', { skip: runtimeDirectory() ? false : 'no private directory' }, () => {
+  const directory = mkdtempSync(join(tmpdir(), 'kvmi-shared-'));
+  const path = join(directory, 'qmp');
+  let monitor: Monitor;
+  let open: SharedQmp[];
+
+  beforeEach(async () => {
+    monitor = await Monitor.at(path, 'first');
+    open = [];
+  });
+  afterEach(async () => {
+    for (const qmp of open) await qmp.close();
+    monitor.kill();
+  });
+  after(() => rmSync(directory, { recursive: true }));
+
+  async function connect(): Promise<SharedQmp> {
+    const qmp = await SharedQmp.connect(path);
+    open.push(qmp);
+    return qmp;
+  }
+
+  test('many that start at once are all served', async () => {
+    const all = await Promise.all(Array.from({ length: 20 }, connect));
+    const answers = await Promise.all(all.map((qmp) => qmp.execute('query-status')));
+    assert.deepEqual(new Set(answers), new Set(['first query-status']));
+  });
+
+  test('when the holder ends, another one takes its place, and again', async () => {
+    const all = [await connect(), await connect(), await connect()];
+    for (const qmp of all) {
+      await Promise.all(open.map((each) => each.execute('query-name')));
+      open.shift();
+      await qmp.close();
+    }
+  });
+
+  test('another QEMU at the same path is not taken for the one before', async () => {
+    const [holder, sharer] = [await connect(), await connect()];
+    await sharer.execute('query-name');
+    monitor.kill();
+    monitor = await Monitor.at(path, 'second');
+    await assert.rejects(holder.execute('query-name'), { code: 'E_QMP_CLOSED' });
+    await assert.rejects(sharer.execute('query-name'), { code: 'E_QMP_CLOSED' });
+    assert.equal(await (await connect()).execute('query-name'), 'second query-name');
+  });
+
+  test('one at a time has claimed the VM', async () => {
+    const [first, second] = [await connect(), await connect()];
+    await second.claim();
+    await assert.rejects(async () => first.claim(), { code: 'E_BUSY' });
+    await assert.rejects(first.execute('stop'), { code: 'E_BUSY' });
+    assert.equal(await first.execute('query-name'), 'first query-name');
+    assert.equal(await second.execute('stop'), 'first stop');
+    second.release();
+    await first.claim();
+    assert.equal(await first.execute('cont'), 'first cont');
+    assert.equal(await second.execute('query-name'), 'first query-name');
+  });
+
+  test('all that claim at once: one gets the VM, and everybody goes on', async () => {
+    const all = await Promise.all(Array.from({ length: 6 }, connect));
+    const claims = await Promise.allSettled(all.map(async (qmp) => qmp.claim()));
+    assert.equal(claims.filter(({ status }) => status === 'fulfilled').length, 1);
+    for (const qmp of all) assert.equal(await qmp.execute('query-name'), 'first query-name');
+  });
+
+  test('who holds the socket does not keep a request to itself when it leaves', async () => {
+    const [holder, sharer] = [await connect(), await connect()];
+    const answers = Array.from({ length: 50 }, () => sharer.execute('query-name'));
+    open.shift();
+    await holder.close();
+    assert.deepEqual(new Set(await Promise.all(answers)), new Set(['first query-name']));
+  });
+});
+
+test('what `ss` prints is read', () => {
+  const text = [
+    'u_str LISTEN 0 1 /run/vm qmp 100 * 0 users:(("qemu-system-x86",pid=7,fd=11))',
+    'u_str ESTAB  0 0 /run/vm qmp 101 * 102 users:(("qemu-system-x86",pid=7,fd=12))',
+    'u_str ESTAB  0 0 * 102 * 101 users:(("socat",pid=9,fd=5),("sh",pid=8,fd=5))',
+    'nonsense',
+  ].join('\n');
+  assert.deepEqual(parseSockets(text), [
+    { path: '/run/vm qmp', inode: '100', peer: '0', connected: false, pids: [7] },
+    { path: '/run/vm qmp', inode: '101', peer: '102', connected: true, pids: [7] },
+    { path: '*', inode: '102', peer: '101', connected: true, pids: [9, 8] },
+  ]);
+});
