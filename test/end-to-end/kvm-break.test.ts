@@ -63,6 +63,26 @@ describe('kvmi break on stock KVM', { skip: missing('gcc', 'qemu-system-x86_64')
     );
   });
 
+  it('does not keep others from reading', async () => {
+    const breaking = new KvmiProcess(['break', `kvm:${qemu.pid}`, BREAKPOINT, '-o', 'jsonl']);
+    try {
+      await breaking.seen('stdout', /rip/);
+      for (const args of [
+        ['info', `kvm:${qemu.pid}`],
+        ['info', String(qemu.pid)],
+        ['read', `kvm:${qemu.pid}`, String(COUNTER), '4', '--physical', '--hex'],
+      ]) {
+        const { code, stderr } = await kvmi(args);
+        assert.equal(code, EXIT.ok.code, stderr);
+      }
+      console.log(await kvmi(['break', `kvm:${qemu.pid}`, BREAKPOINT, '-o', 'jsonl']));
+      console.log(await kvmi(['list']));
+    } finally {
+      breaking.kill('SIGINT');
+      await breaking.ended;
+    }
+  });
+
   it('killed, it leaves the code of the guest as it was, and the guest counts on', async () => {
     const before = code();
     const breaking = new KvmiProcess(['break', `kvm:${qemu.pid}`, BREAKPOINT, '-o', 'jsonl']);

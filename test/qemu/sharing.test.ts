@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { chmodSync, lstatSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
+import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { EXIT } from '../../src/cli/exit-codes.ts';
 import { openQemu } from '../../src/drivers/qemu/index.ts';
@@ -16,12 +18,37 @@ import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 /* Several processes of kvmi at one QMP socket, which serves one at a time. */
 
 const FUNCTION = '__x64_sys_getuid';
+const READER = join(import.meta.dirname, 'reader.js');
 const AT_ONCE = 6;
 const PATIENCE_MS = 60_000;
 
 /** Resident memory of a process, in bytes. */
 function residentOf(pid: number): number {
   return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) * 1024;
+}
+
+/** The guard of a process of kvmi. */
+function guardOf(pid: number): number {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number);
+  return children.find((child) => readFileSync(`/proc/${child}/cmdline`, 'utf8').includes('guard'))!;
+}
+
+/** Who offers a connection. */
+async function holderAt(offer: string): Promise<number | undefined> {
+  try {
+    const qmp = await UnixQmp.connect(offer);
+    qmp.close();
+    return qmp.holder;
+  } catch {
+    return undefined;
+  }
+}
+
+async function until(condition: () => Promise<boolean>, what: string): Promise<void> {
+  for (const deadline = Date.now() + PATIENCE_MS; !(await condition()); ) {
+    assert.ok(Date.now() < deadline, what);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
 }
 
 /** Sends bytes to a socket and reads nothing of what is answered. */
@@ -148,13 +175,15 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
     try {
       await whileHeld(async (holder) => {
         assert.equal(await reader.memory.read(0x1000, new Uint8Array(8)), true);
-        await assert.rejects(
+        for (const change of [
           async () => reader.attach(handler),
-          (error: KvmiError) => {
+          async () => reader.memory.write(0x1000, new Uint8Array(8)),
+        ]) {
+          await assert.rejects(change, (error: KvmiError) => {
             assert.deepEqual([error.code, error.data.holder], ['E_BUSY', holder.child.pid]);
             return true;
-          },
-        );
+          });
+        }
       });
       await reader.attach(handler);
       await reader.detach();
@@ -199,6 +228,28 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
     }
   });
 
+  test('a reader that is stopped while it has the socket keeps the guard from nothing but the monitor', async () => {
+    const offer = offerPath(identityOf(vm.qmp))!;
+    const reader = spawn(process.execPath, [READER, vm.qmp], { stdio: ['ignore', 'pipe', 'inherit'] });
+    try {
+      await once(reader.stdout, 'data');
+      await whileHeld(async (holder) => {
+        const guard = guardOf(holder.child.pid!);
+        process.kill(guard, 'SIGSTOP');
+        holder.kill('SIGKILL');
+        await holder.ended;
+        await until(async () => (await holderAt(offer)) === reader.pid, 'the reader has the socket');
+        reader.kill('SIGSTOP');
+        process.kill(guard, 'SIGCONT');
+        await vm.nextTicks(2, PATIENCE_MS);
+        assert.deepEqual(await text.changes(vm), [], 'kernel text is as before');
+      });
+    } finally {
+      reader.kill('SIGKILL');
+    }
+    await unharmed();
+  });
+
   test('what a killed holder has left is replaced', async () => {
     const path = offerPath(identityOf(vm.qmp))!;
     writeFileSync(path, '');
@@ -236,7 +287,7 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
     try {
       await whileHeld(async () => {
         const offer = offerPath(identityOf(vm.qmp))!;
-        const knock = `require('net').connect(process.argv[1]).on('error', (e) => console.log(e.code)).on('connect', () => console.log('in'))`;
+        const knock = `require('net').connect(process.argv[1]).on('error', (e) => console.log(e.code)).on('connect', () => process.exit(console.log('in')))`;
         const { stdout } = spawnSync(process.execPath, ['-e', knock, offer], {
           encoding: 'utf8',
           uid: NOBODY,
@@ -262,7 +313,7 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
       const misdeeds: Readonly<Record<string, string>> = {
         garbage: '\0\x01{{{{\n',
         'no command': '{"id":1}\n',
-        'a long line': 'x'.repeat(1 << 20),
+        'a long line': `{"execute":"query-status",${' '.repeat(1 << 20)}"id":1}`,
         'never reading': request.repeat(50_000),
       };
       const before = residentOf(holder.child.pid!);

@@ -1,4 +1,5 @@
 import { rmSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
@@ -17,8 +18,10 @@ import { Workspace } from './workspace.ts';
 /** QEMU notices within milliseconds that its client is gone; a busy host may take longer. */
 const ATTEMPTS = 50;
 const ATTEMPT_DELAY_MS = 20;
-/** An attempt at the monitor takes longer when others use it: the gdbstub is not kept waiting for it for ever. */
+/** An attempt at the monitor takes longer when others use it. */
 const PATIENCE_MS = 60_000;
+/** How long the guest waits for the monitor, without which less is known of its vCPUs. */
+const MONITOR_MS = 20_000;
 
 type Attachment = Extract<JournalEntry, { kind: 'attach' }>;
 
@@ -57,7 +60,7 @@ async function patiently<T>(attempt: () => Promise<T>): Promise<T | undefined> {
     try {
       return await attempt();
     } catch {
-      await new Promise((resolve) => setTimeout(resolve, ATTEMPT_DELAY_MS));
+      await sleep(ATTEMPT_DELAY_MS);
     }
   }
   return undefined;
@@ -110,13 +113,15 @@ async function openMonitor(address: QmpAddress): Promise<QmpTransport> {
 }
 
 async function recover(of: Attachment): Promise<void> {
-  const qmp = await patiently(() => openMonitor(of.monitor));
+  const monitor = patiently(() => openMonitor(of.monitor));
+  const inTime = await Promise.race([monitor, sleep(MONITOR_MS, undefined)]);
   const gdb = await patiently(() => connectStub(of.stub));
   if (gdb) {
     // Whatever fails, the guest runs on.
-    await undo(gdb, qmp, of).catch(() => {});
+    await undo(gdb, inTime, of).catch(() => {});
     await gdb.detach(running).catch(() => {});
   }
+  const qmp = await monitor;
   if (!qmp) return;
   await closeStub(qmp, of.stub);
   if (running && !(await isRunning(qmp))) await qmp.execute('cont');

@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
+import { EventEmitter, once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, beforeEach, describe, test } from 'node:test';
+import { deferred } from '../../../awaitable.ts';
 import { runtimeDirectory } from '../../../system/runtime-directory.ts';
 import { parseSockets } from './busy.ts';
 import { SharedQmp } from './shared-qmp.ts';
@@ -17,6 +19,9 @@ class Monitor {
   #served: Socket | undefined;
   /** Commands that were carried out. */
   readonly commands: string[] = [];
+  /** Answers wait for it. */
+  mayAnswer: Promise<void> = Promise.resolve();
+  readonly #received = new EventEmitter();
 
   static async at(path: string, name: string): Promise<Monitor> {
     const monitor = new Monitor(path, name);
@@ -32,6 +37,11 @@ class Monitor {
       this.#waiting.push(socket);
       this.#serve();
     });
+  }
+
+  /** Resolves when a command arrives. */
+  async received(command: string): Promise<void> {
+    await once(this.#received, command);
   }
 
   /** As when QEMU is killed: everything is closed. */
@@ -52,10 +62,12 @@ class Monitor {
     });
     if (socket.destroyed) socket.emit('close');
     socket.write('{"QMP":{"version":{},"capabilities":[]}}\n');
-    socket.on('data', (chunk: Buffer) => {
+    socket.on('data', async (chunk: Buffer) => {
       for (const line of chunk.toString().trim().split('\n')) {
         const { execute, id } = JSON.parse(line) as { execute: string; id: number };
         this.commands.push(execute);
+        this.#received.emit(execute);
+        await this.mayAnswer;
         socket.write(`${JSON.stringify({ return: `${this.#name} ${execute}`, id })}\n`);
       }
     });
@@ -129,12 +141,19 @@ describe('a QMP socket that is shared', { skip: runtimeDirectory() ? false : 'no
     for (const qmp of all) assert.equal(await qmp.execute('query-name'), 'first query-name');
   });
 
-  test('who holds the socket does not keep a request to itself when it leaves', async () => {
+  test('who holds the socket answers what is being carried out before it leaves', async () => {
     const [holder, sharer] = [await connect(), await connect()];
+    const { promise: mayAnswer, resolve: answer } = deferred<void>();
+    monitor.mayAnswer = mayAnswer;
     const answers = Array.from({ length: 50 }, () => sharer.execute('query-name'));
+    await monitor.received('query-name');
     open.shift();
-    await holder.close();
+    const left = holder.close();
+    answer();
+    await left;
     assert.deepEqual(new Set(await Promise.all(answers)), new Set(['first query-name']));
+    const carriedOut = monitor.commands.filter((command) => command === 'query-name');
+    assert.equal(carriedOut.length, answers.length, 'none is carried out twice');
   });
 });
 
