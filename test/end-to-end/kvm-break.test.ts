@@ -63,7 +63,7 @@ describe('kvmi break on stock KVM', { skip: missing('gcc', 'qemu-system-x86_64')
     );
   });
 
-  it('does not keep others from reading', async () => {
+  it('does not keep others from reading, and is named to who would hold the VM too', async () => {
     const breaking = new KvmiProcess(['break', `kvm:${qemu.pid}`, BREAKPOINT, '-o', 'jsonl']);
     try {
       await breaking.seen('stdout', /rip/);
@@ -75,8 +75,14 @@ describe('kvmi break on stock KVM', { skip: missing('gcc', 'qemu-system-x86_64')
         const { code, stderr } = await kvmi(args);
         assert.equal(code, EXIT.ok.code, stderr);
       }
-      console.log(await kvmi(['break', `kvm:${qemu.pid}`, BREAKPOINT, '-o', 'jsonl']));
-      console.log(await kvmi(['list']));
+      for (const args of [
+        ['break', `kvm:${qemu.pid}`, BREAKPOINT],
+        ['regs', `kvm:${qemu.pid}`],
+      ]) {
+        const { code, stderr } = await kvmi(args);
+        assert.equal(code, EXIT.busy.code, stderr);
+        assert.match(stderr, new RegExp(`process ${breaking.child.pid} traces .*\\[E_BUSY\\]`));
+      }
     } finally {
       breaking.kill('SIGINT');
       await breaking.ended;

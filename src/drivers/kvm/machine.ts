@@ -13,7 +13,7 @@ import {
   type Trap,
 } from '../../machine/index.ts';
 import { libc } from '../../system/libc.ts';
-import { startTimeOf, tracerOf } from '../../system/proc.ts';
+import { startTimeOf, threads, tracerOf } from '../../system/proc.ts';
 import { watchEnd } from '../../system/process-end.ts';
 import { pump } from '../../system/pump.ts';
 import { UNSAFE, UNSAFE_MSR, UNSAFE_WHEN_CONFINED } from './capabilities.ts';
@@ -125,8 +125,10 @@ export class KvmMachine implements Machine, VcpuOwner {
   attach(handler: MachineHandler): void {
     if (this.#stops.handler) throw attachedAlready(this.name);
     const { pid, file } = this.vmm;
-    const tracer = tracerOf(pid);
-    if (tracer !== undefined && tracer !== process.pid) throw tracedAlready(`process ${pid}`, tracer);
+    const tracer = threads(pid)
+      .map(tracerOf)
+      .find((other) => other !== undefined && other !== process.pid);
+    if (tracer !== undefined) throw tracedAlready(`process ${pid}`, tracer);
     this.#discover();
     this.#stopWatching = watchEnd(pid, () => this.#vmmGone());
     this.#stops.handler = handler;
