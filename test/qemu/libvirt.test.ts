@@ -68,6 +68,19 @@ describe('a libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() ?? fals
     );
   });
 
+  test('is read, and not changed, by others meanwhile', async () => {
+    await rip();
+    const other = await openQemu({ libvirt: NAME, uri: libvirt.uri });
+    try {
+      assert.equal(await other.memory.read(0x1000, new Uint8Array(8)), true);
+      await assert.rejects(async () => other.attach(new TestHandler()), { code: 'E_BUSY' });
+      await assert.rejects(async () => other.memory.write(0x1000, new Uint8Array(8)), { code: 'E_BUSY' });
+    } finally {
+      await other.close();
+    }
+    await rip();
+  });
+
   test('runs, stops and is read', async () => {
     const rips = new Set<bigint>();
     for (let i = 0; i < 100 && rips.size < 2; i++) {

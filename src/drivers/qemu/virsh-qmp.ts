@@ -1,4 +1,5 @@
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
+import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import {
   LineSplitter,
@@ -9,6 +10,7 @@ import {
   qmpCommandError,
   recordOf,
 } from './qmp.ts';
+import { findFreeStub } from './stub.ts';
 
 /** A command that waits for its answer, or for its turn. */
 interface Pending {
@@ -36,6 +38,7 @@ export class VirshQmp implements QmpTransport {
   readonly #closedListeners = new Set<(error?: Error) => void>();
   #timer: NodeJS.Timeout | undefined;
   #lastError = '';
+  #claimed = false;
   #ended: { readonly error: Error | undefined } | undefined;
 
   /** `uri` is virsh's connection URI; without it virsh chooses. E_LIBVIRT when the domain cannot be reached. */
@@ -98,12 +101,21 @@ export class VirshQmp implements QmpTransport {
   }
 
   /** libvirt lets everybody in; the gdbstub is what only one can have. */
-  claim(): void {}
+  claim(): Awaitable<void> {
+    if (!this.#claimed) return this.#claim();
+  }
 
-  release(): void {}
+  release(): void {
+    this.#claimed = false;
+  }
 
   close(): void {
     this.#end(undefined);
+  }
+
+  async #claim(): Promise<void> {
+    await findFreeStub(this);
+    this.#claimed = true;
   }
 
   #spawn(args: readonly string[], onLine: (line: string) => void): ChildProcessWithoutNullStreams {
