@@ -1,6 +1,8 @@
+export type { Awaitable } from './awaitable.ts';
 export { type ErrorDetails, KvmiError } from './error.ts';
 export type { ErrorCode } from './error-codes.ts';
 export { type IntrospectOptions, introspect } from './introspect.ts';
+export type { Gfn, Gpa, Gva, Machine } from './machine/index.ts';
 export {
   type Breakpoints,
   connectGuest,
@@ -9,6 +11,8 @@ export {
   type GuestMemory,
   type GuestVcpu,
   listen,
+  type Probe,
+  type ProbeHit,
   type Probes,
   type Registers,
   ToolServer,

@@ -1,5 +1,20 @@
 export { Btf } from '../btf/btf.ts';
-export type * from '../btf/types.ts';
+export type {
+  ArrayType,
+  EnumType,
+  Field,
+  FloatType,
+  IntType,
+  Member,
+  Place,
+  PointerType,
+  Step,
+  StructType,
+  Type,
+  TypedefType,
+  TypeSource,
+  VoidType,
+} from '../btf/types.ts';
 export type { TypedValue } from '../reading/expression.ts';
 export type { QueryOptions, Rows } from '../reading/question.ts';
 export type { OnProgress, Progress } from '../reading/scan.ts';
