@@ -34,7 +34,7 @@ interface SupervisedVm {
   readonly memory: ProcessMemory;
   readonly machine: Machine;
   introspection: Introspection;
-  dialect: DialectName | undefined;
+  dialect: DialectName;
   requests: number;
 }
 
@@ -63,7 +63,7 @@ export class Supervisor {
     if (isCapabilityCheck(request)) return capabilityVersion(ioctl.argument, this.#options.enabled);
     if (kind !== 'vm') return undefined;
     try {
-      const vm = known ?? this.#add(tid, fd);
+      const vm = known ?? this.#add(tid, fd, dialectOf(request, this.#options.dialect));
       if (!vm || !sameAddressSpace(vm.file.pid, tid)) return -ERRNO.EIO;
       return await this.#carryOut(vm, ioctl);
     } catch (error) {
@@ -90,14 +90,19 @@ export class Supervisor {
   }
 
   /** Undefined when the VM was created by another process. */
-  #add(tid: number, fd: number): SupervisedVm | undefined {
+  #add(tid: number, fd: number, dialect: DialectName): SupervisedVm | undefined {
     const pid = processOf(tid);
     if (pid === undefined || isForeign(pid, fd)) return undefined;
     const file = new VmFile(pid, fd);
     const machine = this.#options.machine(file);
-    const introspection = new Introspection(machine);
-    const memory = new ProcessMemory(pid);
-    const vm: SupervisedVm = { file, memory, machine, introspection, dialect: undefined, requests: 0 };
+    const vm: SupervisedVm = {
+      file,
+      memory: new ProcessMemory(pid),
+      machine,
+      introspection: this.#introspect(file, machine, dialect, () => this.#settle(vm)),
+      dialect,
+      requests: 0,
+    };
     this.#vms.add(vm);
     return vm;
   }
@@ -106,13 +111,13 @@ export class Supervisor {
   #choose(vm: SupervisedVm, dialect: DialectName): void {
     if (vm.dialect === dialect || vm.introspection.hooked || vm.requests > 0) return;
     vm.dialect = dialect;
-    vm.introspection = new Introspection(vm.machine, {
-      dialect,
-      enabled: this.#options.enabled,
-      log: this.#options.log,
-      openSocket: (fd) => openSocket(vm.file.pid, fd),
-      onClosed: () => this.#settle(vm),
-    });
+    vm.introspection = this.#introspect(vm.file, vm.machine, dialect, () => this.#settle(vm));
+  }
+
+  #introspect(file: VmFile, machine: Machine, dialect: DialectName, onClosed: () => void): Introspection {
+    const { enabled, log } = this.#options;
+    const openSocketOf = (fd: number) => openSocket(file.pid, fd);
+    return new Introspection(machine, { dialect, enabled, log, openSocket: openSocketOf, onClosed });
   }
 
   /** Lets go of a VM that is neither hooked nor asked about. */
