@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { inspect } from 'node:util';
 import { dumpMemory, openSnapshot, verifyDump } from '../../src/drivers/snapshot/index.ts';
 import { type Baseline, Linux, readKernelFile, typesFromFile } from '../../src/linux/index.ts';
 import { translate, writeVirtual } from '../../src/machine/index.ts';
@@ -157,7 +158,7 @@ for (const series of ['6.1', '6.12'] as const) {
           findings.some(
             ({ subject, address }) => subject === `${row.pid} program` && address === row.address,
           ),
-          JSON.stringify(findings),
+          inspect(findings),
         );
       } finally {
         await write(prev, pointer(link));
@@ -184,7 +185,7 @@ for (const series of ['6.1', '6.12'] as const) {
         await write(BigInt(pidAddress), pointer(0n));
         const findings = (await linux.check()).rows;
         const finding = findings.find(({ address }) => address === row.address);
-        assert.equal(finding?.found, 'only in memory', JSON.stringify(findings));
+        assert.equal(finding?.found, 'only in memory', inspect(findings));
       } finally {
         await write(prev, pointer(link));
         await write(next + 8n, pointer(link));

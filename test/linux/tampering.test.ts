@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { inspect } from 'node:util';
 import { STATE_SIZE } from '../../src/abi/state.ts';
 import { type EVENT_MSRS, vcpuState } from '../../src/abi/x86.ts';
 import { baselineFromBytes, baselineToBytes, type Finding, readKernelFile } from '../../src/linux/index.ts';
@@ -67,7 +68,7 @@ for (const series of ['6.1', '6.12'] as const) {
         await guest.whileChanged([[address, code]], async () => {
           const { rows } = await guest.linux.check();
           const finding = rows.find(({ subject }) => subject === 'tcp4_seq_show');
-          assert.match(finding?.found ?? '', /^a jump to 0xffffffffc/, JSON.stringify(rows));
+          assert.match(finding?.found ?? '', /^a jump to 0xffffffffc/, inspect(rows));
         });
       }
     });
@@ -199,7 +200,7 @@ for (const series of ['6.1', '6.12'] as const) {
         const { rows } = await guest.linux.hooks();
         assert.ok(
           rows.some(({ kind, place }) => kind === 'ftrace' && place.startsWith('ksys_sync')),
-          JSON.stringify(rows),
+          inspect(rows),
         );
         assert.ok(rows.some(({ kind, place }) => kind === 'kprobe' && place.startsWith('vfs_unlink')));
         assert.deepEqual((await guest.linux.check({ baseline })).rows, []);

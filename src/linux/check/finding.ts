@@ -37,5 +37,5 @@ export function* confirmed(session: Session, look: (session: Session) => Walk<Fi
 const MORE_LOOKS = 2;
 
 function identityOf({ check, subject, address, found }: Finding): string {
-  return JSON.stringify([check, subject, address, found]);
+  return JSON.stringify([check, subject, String(address), found]);
 }
