@@ -1,6 +1,7 @@
 import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { integer, place } from '../../input/values.ts';
+import { requireCapability } from '../../machine/index.ts';
 import { type Column, now, type Row } from '../../rows/columns.ts';
 import type { Probe, ProbeHit, ProbeKind } from '../../tool/index.ts';
 import { argument, command, defaultOption, flag, valueOption } from '../command.ts';
@@ -130,6 +131,7 @@ export const breakCommand = command({
   shown: ({ regs }) => (regs ? columns.map(({ name }) => name) : undefined),
   run(context, [vm, where], { count = Number.POSITIVE_INFINITY, vcpu }) {
     return withGuest(context, vm, async function* (guest, machine, addressOf) {
+      if (!machine.probes) requireCapability(machine.capabilities, 'breakpoint');
       const gva = await addressOf(where);
       const hits = new Mailbox<Row>();
       const summary = new Summary();
