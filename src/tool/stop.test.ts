@@ -138,7 +138,7 @@ test('a vCPU that was not started counts as stopped, and stays so when it starts
 });
 
 test('a vCPU that does not stop times out, and the others are let go', async () => {
-  const { guest, host, vcpus } = await withVcpus(2, { requestTimeout: 50 });
+  const { guest, host, vcpus } = await withVcpus(2, { requestTimeout: 3000 });
   const serve = vcpus.serve.bind(vcpus);
   vcpus.serve = async (index) => (index === 1 ? undefined : serve(index));
   await assert.rejects(guest.pause(), { code: 'E_TIMEOUT', message: /vCPU 1 did not stop/ });

@@ -19,7 +19,7 @@ function closes(
       await provoke(rig);
       await rig.expectClosed(title);
       assert.ok(
-        rig.log.some((line) => line.startsWith('00112233-4455-6677-8899-aabbccddeeff ERROR: ')),
+        rig.log.some((line) => /^error: .*\(00112233-4455-6677-8899-aabbccddeeff\): /.test(line)),
         `the log says why, with the UUID: ${rig.log.join('; ')}`,
       );
       await rig.unhook();

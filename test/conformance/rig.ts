@@ -81,10 +81,12 @@ export class Rig {
 }
 
 function collect(lines: string[]): Log {
-  const add = (message: string): void => {
-    lines.push(message);
-  };
-  return { info: add, warn: add, error: add };
+  const add =
+    (level: string) =>
+    (message: string): void => {
+      lines.push(`${level}: ${message}`);
+    };
+  return { info: add('info'), warn: add('warning'), error: add('error') };
 }
 
 /** A step of the checklist. */
