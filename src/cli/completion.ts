@@ -98,7 +98,7 @@ ${cases.join('\n')}
     [[ -n "$word" && "$word" == "$current"* ]] && COMPREPLY+=("$(printf %q "$word")")
   done < <(${LIST_VMS})
 }
-complete -F _kvmi kvmi
+complete -o default -F _kvmi kvmi
 `;
 }
 

@@ -193,8 +193,14 @@ export class Introspection {
       await this.#machine.attach(this.#handler(hook));
     } catch (error) {
       this.#lastError = error;
-      log.error(`hooking: ${messageOf(error)}`);
-      return error instanceof KvmiError && error.code === 'E_BUSY' ? -ERRNO.EBUSY : -ERRNO.ENOMEM;
+      const message = `hooking: ${messageOf(error)}`;
+      if (!(error instanceof KvmiError && error.code === 'E_BUSY')) {
+        log.error(message);
+        return -ERRNO.ENOMEM;
+      }
+      // That somebody else holds the machine is an answer, not a fault.
+      log.info(message);
+      return -ERRNO.EBUSY;
     }
     this.#hook = hook;
     hook.start();

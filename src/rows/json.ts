@@ -15,7 +15,7 @@ function fields(columns: readonly Column[], row: Row): Record<string, unknown> {
 }
 
 /**
- * One document: `{"v":1,"command":"list","rows":[…]}`, with `"partial":true` and `"reasons"` after the rows when
+ * Lines of one document: `{"v":1,"command":"list","rows":[…]}`, with `"partial":true` and `"reasons"` after the rows when
  * something is missing. Rows are written as they come.
  */
 export async function* json(

@@ -92,3 +92,19 @@ test('a time of any day is short for people and exact for programs', () => {
   assert.equal(shortDate(at('2031-01-02T09:14:00'), present), '2031-01-02');
   assert.doesNotMatch(cellText('date', at('2024-11-26T09:14:00Z')), /:/);
 });
+
+test('without a width nothing is cut, and one endless name is not the width of every row', async () => {
+  const columns: Column[] = [
+    { name: 'name', kind: 'text', about: 'a name', cut: true },
+    { name: 'pid', kind: 'decimal', about: 'a number' },
+  ];
+  const long = 'n'.repeat(5000);
+  const lines: string[] = [];
+  for await (const each of table(columns, [
+    { name: long, pid: 1 },
+    { name: 'web', pid: 2 },
+  ]))
+    lines.push(each);
+  assert.ok(lines[1]!.startsWith(long));
+  assert.ok(lines[2]!.length < 120, `${lines[2]!.length} characters`);
+});

@@ -15,6 +15,8 @@ const GAP = '  ';
 const READABLE = 24;
 /** … and so many in any case. */
 const LEAST_CUT = 12;
+/** Where nothing is cut, a wider cell widens its own line only: one long name is not the width of every row. */
+const WIDEST = 100;
 
 function text(column: Column, row: Row): string {
   return printable(cellText(column.kind, row[column.name]));
@@ -26,10 +28,18 @@ function aligned(column: Column, value: string, width: number, last: boolean): s
   return last ? value : value + fill;
 }
 
-function line(columns: readonly Column[], values: readonly string[], widths: readonly number[]): string {
+function line(
+  columns: readonly Column[],
+  values: readonly string[],
+  widths: readonly number[],
+  cuts = true,
+): string {
   const last = columns.length - 1;
   return columns
-    .map((column, i) => aligned(column, fitted(values[i]!, widths[i]!), widths[i]!, i === last))
+    .map((column, i) => {
+      const value = cuts ? fitted(values[i]!, widths[i]!) : values[i]!;
+      return aligned(column, value, widths[i]!, i === last);
+    })
     .join(GAP)
     .trimEnd();
 }
@@ -111,7 +121,7 @@ export function tableLines(
   const shown = columns.map((column) => filled(column, rows));
   for (;;) {
     const chosen = shown.map(({ column }) => column);
-    const natural = shown.map((each) => each.width);
+    const natural = shown.map((each) => (Number.isFinite(width) ? each.width : Math.min(each.width, WIDEST)));
     const isLast = keep || chosen.every(({ drop }) => drop === undefined);
     const widths = shrunk(chosen, natural, width, isLast ? LEAST_CUT : READABLE);
     const excess = keep ? -1 : dispensable(shown, widths, width);
@@ -121,6 +131,7 @@ export function tableLines(
           chosen,
           shown.map(({ values }) => values[i]!),
           widths,
+          Number.isFinite(width),
         ),
       );
       return [heading(chosen, widths, theme), ...body];

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { KvmiError } from '../error.ts';
 import { didYouMean } from '../input/suggest.ts';
 import { handleOf } from './find.ts';
@@ -37,8 +38,10 @@ function noSuchVm(wanted: string, found: readonly FoundMachine[]): KvmiError {
   const prefix = wanted.includes(':')
     ? didYouMean(wanted.slice(0, wanted.indexOf(':')), prefixes)
     : undefined;
+  const file = existsSync(wanted) ? `Did you mean file:${wanted}?` : undefined;
   return new KvmiError('E_NO_VM', `no VM is called ${wanted}, nor has it as pid or UUID`, {
-    hint: prefix ?? didYouMean(wanted, names) ?? `\`kvmi list\` shows what was found. Others: ${kinds}.`,
+    hint:
+      file ?? prefix ?? didYouMean(wanted, names) ?? `\`kvmi list\` shows what was found. Others: ${kinds}.`,
     data: { vm: wanted },
   });
 }

@@ -57,7 +57,9 @@ export class Breakpoints {
    */
   async set(gva: Gva, handler: BreakpointHandler, options: BreakpointOptions = {}): Promise<Breakpoint> {
     const address = BigInt.asUintN(64, gva);
-    const vcpu = options.vcpu ?? this.#guest.vcpus[0]!;
+    const vcpu = options.vcpu ?? this.#guest.vcpus[0];
+    if (!vcpu)
+      throw new KvmiError('E_UNSUPPORTED', 'a guest without vCPUs executes nothing that could be stopped');
     const gpa = await vcpu.translate(address);
     if (gpa === undefined) {
       throw new KvmiError('E_NOT_MAPPED', `0x${address.toString(16)} is not mapped on vCPU ${vcpu.index}`, {
