@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Column, Row } from './columns.ts';
+import { csv } from './csv.ts';
 import { checkSettings, type Format, type Output, type OutputSettings, render } from './render.ts';
 import { PLAIN } from './theme.ts';
 
@@ -119,6 +120,13 @@ test('CSV quotes what needs it', async () => {
     '17,web,268435456',
     '1234,"a,""b""\\x1b[2J",1536',
   ]);
+});
+
+test('CSV has no formula in a list that a guest has chosen', async () => {
+  const columns: Column[] = [{ name: 'words', kind: 'list', about: 'words' }];
+  const printed: string[] = [];
+  for await (const line of csv(columns, [{ words: ['=1+1', 'x'] }])) printed.push(line);
+  assert.deepEqual(printed, ['words', '"\'=1+1,x"']);
 });
 
 test('CSV has no formula that a guest has chosen', async () => {

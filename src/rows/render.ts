@@ -1,3 +1,4 @@
+import { UsageError } from '../error.ts';
 import { type Column, plainText, type Row } from './columns.ts';
 import { csv } from './csv.ts';
 import { columnNamed, parseFilter } from './filter.ts';
@@ -45,6 +46,7 @@ export interface Destination {
 /** Parses everything that can be wrong about `settings`, before the command does anything. */
 export function checkSettings(settings: OutputSettings, columns: readonly Column[]): void {
   for (const filter of settings.filters) parseFilter(filter, columns);
+  if (settings.columns?.length === 0) throw new UsageError('--columns: no column is named');
   for (const name of settings.columns ?? []) columnNamed(name, columns);
 }
 

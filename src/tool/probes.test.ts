@@ -153,6 +153,16 @@ for (const { kind, options } of kinds) {
         assert.deepEqual([first.hits, second.hits], [2, CALLS]);
       }));
 
+    test('one that an earlier handler of the same hit has removed is not called', () =>
+      withRig(options, async ({ guest, finish }) => {
+        const first = await guest.probes.at(FUNCTION, ({ probe }) => {
+          if (probe.hits === 2) void second.remove();
+        });
+        const second = await guest.probes.at(FUNCTION, () => {});
+        await finish();
+        assert.deepEqual([first.hits, second.hits], [CALLS, 1]);
+      }));
+
     test('a handler can wait for registers, memory and a translation of its vCPU, and hold it', () =>
       withRig(options, async ({ guest, finish, count }) => {
         const probe = await guest.probes.at(FUNCTION, async ({ vcpu, registers }) => {

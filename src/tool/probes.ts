@@ -147,12 +147,13 @@ export class Probes {
   /**
    * Sets a probe at a linear address, or at a symbol (`name`, `name+0x10`); any number may be set at the same one.
    *
-   * @throws KvmiError with code E_SYMBOL when the symbol is not known, E_NO_MEMORY when the machine's own means are
+   * @throws KvmiError with code E_SYMBOL when the symbol is not known, E_NOT_MAPPED when it is no address, E_NO_MEMORY when the machine's own means are
    * used up and E_UNSUPPORTED when it has none while an int3 is not allowed, what `guest.breakpoints.set` throws for an
    * int3, and what the machine throws.
    */
   async at(where: Gva | string, handler: ProbeHandler, options: ProbeOptions = {}): Promise<Probe> {
     const address = BigInt.asUintN(64, typeof where === 'string' ? await this.#resolve(where) : where);
+    requireCanonical(address);
     return this.#lock.run(async () => {
       const site = this.#sites.get(address) ?? (await this.#arm(new Site(address), options));
       if (site.kind === 'int3' && options.int3 === false) throw int3Refused(address);
@@ -313,6 +314,18 @@ class Visit implements OpenStop {
       this.#answered = resolve;
     });
   }
+}
+
+/** Linear addresses have 57 bits at most, extended with the highest of them. */
+function requireCanonical(address: Gva): void {
+  if (BigInt.asUintN(64, BigInt.asIntN(57, address)) === address) return;
+  throw new KvmiError(
+    'E_NOT_MAPPED',
+    `0x${address.toString(16)} is no linear address: nothing can be there`,
+    {
+      data: { gva: address },
+    },
+  );
 }
 
 function int3Refused(address: Gva): KvmiError {

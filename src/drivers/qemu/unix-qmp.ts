@@ -36,7 +36,8 @@ export class UnixQmp implements QmpConnection {
   #nextId = 1;
   #greeted: (() => void) | undefined;
   #holder: number | undefined;
-  #idle: (() => void) | undefined;
+  /** Who waits until no command waits. */
+  readonly #idlers: (() => void)[] = [];
   #ended: { readonly error: Error | undefined } | undefined;
 
   /** Connects and negotiates. Rejects with E_QMP_CONNECT when the socket cannot be reached. */
@@ -82,7 +83,7 @@ export class UnixQmp implements QmpConnection {
   idle(): Promise<void> {
     if (this.#pending.size === 0) return Promise.resolve();
     return new Promise((resolve) => {
-      this.#idle = resolve;
+      this.#idlers.push(resolve);
     });
   }
 
@@ -157,7 +158,7 @@ export class UnixQmp implements QmpConnection {
 
   #forget(id: number): void {
     this.#pending.delete(id);
-    if (this.#pending.size === 0) this.#idle?.();
+    if (this.#pending.size === 0) for (const resolve of this.#idlers.splice(0)) resolve();
   }
 
   #end(error: Error | undefined): void {
@@ -168,7 +169,7 @@ export class UnixQmp implements QmpConnection {
       reject(error ?? closedError(this.where));
     }
     this.#pending.clear();
-    this.#idle?.();
+    for (const resolve of this.#idlers.splice(0)) resolve();
     for (const listener of this.#closedListeners) listener(error);
     this.#closedListeners.clear();
   }

@@ -141,6 +141,18 @@ describe('a QMP socket that is shared', { skip: runtimeDirectory() ? false : 'no
     for (const qmp of all) assert.equal(await qmp.execute('query-name'), 'first query-name');
   });
 
+  test('two claims of one process, with commands under way, are both answered', async () => {
+    const { promise, resolve } = deferred<void>();
+    const [first, second] = [await connect(), await connect()];
+    monitor.mayAnswer = promise;
+    const reads = Array.from({ length: 5 }, () => second.execute('query-name'));
+    const claims = Promise.all([second.claim(), second.claim()]);
+    resolve();
+    await Promise.all(reads);
+    await claims;
+    void first;
+  });
+
   test('who holds the socket answers what is being carried out before it leaves', async () => {
     const [holder, sharer] = [await connect(), await connect()];
     const { promise: mayAnswer, resolve: answer } = deferred<void>();
