@@ -4,6 +4,7 @@ import { chmodSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { commandLine, processes } from '../../src/system/proc.ts';
 
 const run = promisify(execFile);
 const PATIENCE_MS = 20_000;
@@ -47,7 +48,7 @@ export class Libvirt {
       `mount --bind ${directory}/qemu.conf /etc/libvirt/qemu.conf`,
       ...PRIVATE.map((path) => `mkdir -p ${path} && mount -t tmpfs tmpfs ${path}`),
       'mkdir -p /run/libvirt',
-      `{ libvirtd -f ${directory}/libvirtd.conf & wait; }`,
+      `while true; do libvirtd -f ${directory}/libvirtd.conf; done`,
     ].join(' && ');
     const namespaces = [
       '--mount',
@@ -73,6 +74,25 @@ export class Libvirt {
 
   async virsh(...args: readonly string[]): Promise<string> {
     return (await run('virsh', ['-c', this.uri, ...args])).stdout.trim();
+  }
+
+  /** Ends the daemon, whose domains go on, and waits for its successor. */
+  async restart(): Promise<void> {
+    const before = this.pid;
+    process.kill(before, 'SIGTERM');
+    while (processes().includes(before)) await new Promise((resolve) => setTimeout(resolve, 20));
+    await this.#ready();
+  }
+
+  /** The daemon's process. */
+  get pid(): number {
+    const conf = join(this.directory, 'libvirtd.conf');
+    const pid = processes().find((candidate) => {
+      const [program, , file] = commandLine(candidate);
+      return program === 'libvirtd' && file === conf;
+    });
+    if (pid === undefined) throw new Error('libvirtd does not run');
+    return pid;
   }
 
   async #ready(): Promise<void> {
