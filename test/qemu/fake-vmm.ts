@@ -31,6 +31,8 @@ interface Plan {
   /** What it does to the file that it is told to write. */
   readonly save?: 'honest' | 'huge' | 'link' | 'litter';
   readonly victim?: string;
+  /** The socket that it puts in place of its gdbstub's. */
+  readonly stub?: string;
 }
 
 const SIZE = 1 << 20;
@@ -81,7 +83,10 @@ function monitor(line: string): string {
   if (line.startsWith('info mtree')) return TREE;
   if (line.startsWith('gpa2hva') && address !== undefined)
     return `Host virtual address for 0x0 (pc.ram) is 0x${address.toString(16)}\r\n`;
-  return '';
+  const stub = /^gdbserver unix:([^,]+)/.exec(line)?.[1];
+  if (stub === undefined || plan.stub === undefined) return '';
+  symlinkSync(plan.stub, stub);
+  return 'Waiting for gdb connection on device';
 }
 
 function answer(command: string, args: Readonly<Record<string, unknown>>): unknown {

@@ -17,6 +17,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
@@ -24,6 +25,7 @@ import { after, before, describe, test } from 'node:test';
 import { openQemu } from '../../src/drivers/qemu/index.ts';
 import { removeWorkspace, WORKSPACE_PREFIX } from '../../src/drivers/qemu/workspace.ts';
 import { loadKoffi } from '../../src/system/koffi.ts';
+import { TestHandler } from '../kit/handler.ts';
 import { NOBODY, whyNoOtherUser } from '../kit/kvmi-process.ts';
 
 /* kvmi runs as root; the VMM as another user, and its guest has taken it over. */
@@ -171,6 +173,24 @@ describe('a VMM that was taken over', { skip: whyNot() }, () => {
     const honest = await openQemu({ qmp: other.socket });
     assert.equal(honest.capabilities.crash, true);
     await honest.close();
+  });
+
+  test('it puts the gdbstub of another VM in place of its own: nothing is sent there', async (t) => {
+    const stub = join(directory, 'stub');
+    const received: Buffer[] = [];
+    const server = createServer((socket) => socket.on('data', (chunk) => received.push(chunk)));
+    t.after(() => server.close());
+    server.listen(stub);
+    await once(server, 'listening');
+    chmodSync(stub, 0o777);
+    const vmm = await start('stub', { stub });
+    const machine = await openQemu({ qmp: vmm.socket });
+    await machine.attach(new TestHandler());
+    await assert.rejects(() => machine.arm({ kind: 'breakpoint', vcpu: machine.vcpus[0]! }), {
+      code: 'E_GDB_CONNECT',
+    });
+    await machine.close();
+    assert.equal(Buffer.concat(received).toString(), '');
   });
 
   test('it writes more than it was asked for: that is not read', async () => {
