@@ -268,7 +268,7 @@ export const ERROR_CODES = {
     next: 'Start the VMM from a shell.',
   },
   E_PERMISSION: {
-    meaning: 'A process may not be traced.',
+    meaning: 'A process may not be traced, or libvirt does not let this user in.',
     next: 'Run as root or with CAP_SYS_PTRACE, and detach other debuggers; `kvmi doctor` tells more.',
   },
   E_PROGRAM: {

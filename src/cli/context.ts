@@ -28,6 +28,8 @@ export interface Context {
   partial(reason: string): void;
   /** Writes bytes to standard output; resolves when they are taken. */
   write(bytes: Uint8Array | string): Promise<void>;
+  /** Announces what is to be undone on the way out, for who is impatient, until the function that is returned is called. */
+  undoing(what: string): () => void;
   /** Decides how the command ends when it does not fail. */
   exitWith(code: number): void;
 }

@@ -17,11 +17,16 @@ const SIGNALS: Readonly<Record<string, EndReason>> = {
 
 /**
  * Turns signals and the time-out into the abortion of one AbortSignal, so that commands unhook on their own way
- * out. A second signal ends the process at once.
+ * out. While something is being undone a second signal only tells what; otherwise, and for the third time, a signal ends the
+ * process at once. (What a terminal sends to a group of processes is often passed on by one of them, and comes twice.)
  */
 export class Interruption {
   readonly #controller = new AbortController();
   readonly #timer: NodeJS.Timeout | undefined;
+  readonly #undoing = new Set<string>();
+  #insisted = false;
+  /** Called for a second signal, with what is still to be undone. */
+  onInsistence: (undoing: readonly string[]) => void = () => {};
 
   /**
    * @param timeout in milliseconds; undefined: none.
@@ -41,6 +46,12 @@ export class Interruption {
     return this.signal.aborted ? (this.signal.reason as EndReason) : undefined;
   }
 
+  /** Announces what is to be undone on the way out, until the function that is returned is called. */
+  undoing(what: string): () => void {
+    this.#undoing.add(what);
+    return () => this.#undoing.delete(what);
+  }
+
   end(reason: EndReason): void {
     if (!this.signal.aborted) this.#controller.abort(reason);
   }
@@ -52,8 +63,13 @@ export class Interruption {
 
   readonly #signalled = (name: string): void => {
     const reason = SIGNALS[name]!;
-    if (this.signal.aborted) process.exit(EXIT_OF_END[reason]);
-    this.end(reason);
+    if (!this.signal.aborted) {
+      this.end(reason);
+      return;
+    }
+    if (this.#undoing.size === 0 || this.#insisted) process.exit(EXIT_OF_END[reason]);
+    this.#insisted = true;
+    this.onInsistence([...this.#undoing]);
   };
 }
 

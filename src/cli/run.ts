@@ -34,6 +34,8 @@ export async function run(argv: readonly string[]): Promise<number> {
   const runsProgram = invocation.kind === 'run' && invocation.command.runsProgram === true;
   const interruption = new Interruption(settings.timeout, !runsProgram);
   const stdout = new Stdout(() => interruption.end('closed'));
+  // A terminal that was closed takes no messages; the VM is let go all the same.
+  if (!runsProgram) process.stderr.on('error', () => {});
   try {
     if (invocation.kind === 'run') return await new Execution(invocation, interruption, stdout).run();
     const { commandHelp, programHelp } = await import('./help.ts');
@@ -96,6 +98,10 @@ class Execution {
     this.#interruption = interruption;
     this.#stdout = stdout;
     this.#context = this.#makeContext(invocation.settings);
+    interruption.onInsistence = (undoing) =>
+      this.#context.log.warn(
+        `still ${undoing.join(', ')}, where what is armed is taken back first; once more ends kvmi at once and leaves that to the guard`,
+      );
   }
 
   async run(): Promise<number> {
@@ -146,6 +152,7 @@ class Execution {
         this.#reasons.push(reason);
       },
       write: (bytes) => this.#stdout.write(bytes),
+      undoing: (what) => this.#interruption.undoing(what),
       exitWith: (code) => {
         this.#exit = code;
       },

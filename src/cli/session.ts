@@ -17,9 +17,11 @@ export async function* withMachine(
 ): AsyncGenerator<Row> {
   const machine = await openVm(vm, context);
   const symbols = symbolsOf(machine);
+  const letGo = context.undoing(`letting go of ${machine.name}`);
   try {
     if (!context.signal.aborted) yield* rows(machine, (place) => addressOf(place, symbols));
   } finally {
     await machine.close();
+    letGo();
   }
 }

@@ -32,7 +32,7 @@ export async function* decompressed(
   program: string,
   input: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
 ): AsyncGenerator<Buffer> {
-  const child = spawn(program, ['-dc'], { stdio: ['pipe', 'pipe', 'ignore'] });
+  const child = spawn(program, ['-dc'], { stdio: ['pipe', 'pipe', 'ignore'], detached: true });
   const failed = new Promise<never>((_resolve, reject) => {
     child.once('error', (cause) => reject(missing(program, cause)));
   });

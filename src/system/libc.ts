@@ -18,6 +18,7 @@ export interface Libc {
   pread(fd: number, into: Uint8Array, size: number, offset: Word): number;
   pwrite(fd: number, from: Uint8Array, size: number, offset: Word): number;
   read(fd: number, into: Uint8Array, size: number): number;
+  fcntl(fd: number, command: number, argument: Word): number;
   lseek(fd: number, offset: Word, whence: number): Word;
   ioctl(fd: number, request: number, argument: Word): number;
   ioctlBytes(fd: number, request: number, argument: Uint8Array): number;
@@ -66,6 +67,7 @@ const PROTOTYPES: Readonly<Record<Exclude<keyof Libc, 'errno' | 'view' | 'addres
   pread: 'int64_t pread(int fd, void *into, size_t size, int64_t offset)',
   pwrite: 'int64_t pwrite(int fd, void *from, size_t size, int64_t offset)',
   read: 'int64_t read(int fd, void *into, size_t size)',
+  fcntl: 'int fcntl(int fd, int command, uintptr_t argument)',
   lseek: 'int64_t lseek(int fd, int64_t offset, int whence)',
   ioctl: 'int ioctl(int fd, unsigned long request, uintptr_t argument)',
   ioctlBytes: 'int ioctl(int fd, unsigned long request, void *argument)',
@@ -181,4 +183,39 @@ export function takeDescriptor(pid: number, fd: number): number {
   } finally {
     close(pidfd);
   }
+}
+
+const F_ADD_SEALS = 1033;
+const F_GET_SEALS = 1034;
+
+/** What cannot be done with a memfd any more (fcntl(2), "File Sealing"). */
+export const F_SEAL = { SEAL: 1, SHRINK: 2, GROW: 4 } as const;
+
+/** The seals of a file, one a bit; 0 for files that know none. */
+export function sealsOf(fd: number): number {
+  return Math.max(0, libc().fcntl(fd, F_GET_SEALS, 0));
+}
+
+/** @throws SystemError when the file is no memfd that may be sealed. */
+export function seal(fd: number, seals: number): void {
+  check(libc().fcntl(fd, F_ADD_SEALS, seals), 'sealing a file');
+}
+
+const SOL_SOCKET = 1;
+const SO_PEERCRED = 17;
+/** struct ucred: pid, uid, gid. */
+const UCRED_SIZE = 12;
+
+/**
+ * The process at the other end of a connected Unix socket: for a client, the one that listens there. Undefined when it is not
+ * visible here (another PID namespace).
+ *
+ * @throws SystemError when it is no such socket.
+ */
+export function peerOf(fd: number): number | undefined {
+  const credentials = Buffer.alloc(UCRED_SIZE);
+  const size = Buffer.alloc(4);
+  size.writeInt32LE(UCRED_SIZE);
+  check(libc().getsockopt(fd, SOL_SOCKET, SO_PEERCRED, credentials, size), 'asking who a socket belongs to');
+  return credentials.readInt32LE(0) || undefined;
 }

@@ -3,10 +3,13 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, openSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
+import { SYS } from '../abi/linux.ts';
 import { loadKoffi } from './koffi.ts';
-import { MappedFile } from './mapped-file.ts';
+import { F_SEAL, libc, seal } from './libc.ts';
+import { cannotShrink, MappedFile, nextData } from './mapped-file.ts';
 
 const PAGE = 4096;
+const MFD_ALLOW_SEALING = 2;
 
 function whyNot(): string | false {
   try {
@@ -32,9 +35,21 @@ describe('a mapped file', { skip: whyNot() }, () => {
     assert.deepEqual(into, Buffer.alloc(2 * PAGE, 7));
     assert.equal(mapped.copy(3 * PAGE, into), false, 'its first page is a hole');
     assert.equal(mapped.copy(15 * PAGE, into), false, 'beyond the end');
-    assert.equal(mapped.nextData(0), 4 * PAGE);
-    assert.equal(mapped.nextData(6 * PAGE), undefined);
+    assert.equal(nextData(fd, 0), 4 * PAGE);
+    assert.equal(nextData(fd, 6 * PAGE), undefined);
     mapped.close();
+  });
+
+  test('of others is safe to map only when it is sealed', () => {
+    assert.equal(cannotShrink(fd), false, 'a file on tmpfs');
+    const name = Buffer.from('kvmi-test\0');
+    const memfd = Number(
+      libc().syscall(SYS.memfd_create, libc().addressOf(name), MFD_ALLOW_SEALING, 0, 0, 0, 0),
+    );
+    assert.equal(cannotShrink(memfd), false, 'a memfd that is not sealed');
+    seal(memfd, F_SEAL.SHRINK);
+    assert.equal(cannotShrink(memfd), true);
+    closeSync(memfd);
   });
 
   test('is not there where the kernel does not map', () => {

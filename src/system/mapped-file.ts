@@ -1,4 +1,4 @@
-import { libc } from './libc.ts';
+import { F_SEAL, libc, sealsOf } from './libc.ts';
 import { SharedMapping } from './shared-mapping.ts';
 
 const PAGE = 4096;
@@ -6,6 +6,25 @@ const PAGE = 4096;
 const SEGMENT = 2 ** 30;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
+const ENXIO = 6;
+
+/**
+ * Where the next data of a file at or after `offset` is; undefined when there is none, `offset` when the file cannot tell.
+ */
+export function nextData(fd: number, offset: number): number | undefined {
+  const found = Number(libc().lseek(fd, offset, SEEK_DATA));
+  if (found >= 0) return found;
+  return libc().errno() === ENXIO ? undefined : offset;
+}
+
+/** Whether a file keeps its size at least: only such a file of others is safe to map. False without koffi. */
+export function cannotShrink(fd: number): boolean {
+  try {
+    return (sealsOf(fd) & F_SEAL.SHRINK) !== 0;
+  } catch {
+    return false;
+  }
+}
 
 /**
  * A file that is mapped to be read: as fast as memory is copied. Reading a hole of a shared-memory file through
@@ -60,16 +79,10 @@ export class MappedFile {
     const hole = this.#hasData.subarray(first, last).indexOf(0);
     if (hole < 0) return true;
     const from = (first + hole) * PAGE;
-    if (this.nextData(from) !== from) return false;
+    if (nextData(this.#fd, from) !== from) return false;
     const dataEnd = Number(libc().lseek(this.#fd, from, SEEK_HOLE));
     this.#hasData.fill(1, first + hole, Math.floor(Math.min(dataEnd, this.#size) / PAGE));
     return dataEnd >= Math.min(last * PAGE, this.#size);
-  }
-
-  /** Where the next data at or after `offset` is; undefined when there is none. */
-  nextData(offset: number): number | undefined {
-    const found = Number(libc().lseek(this.#fd, offset, SEEK_DATA));
-    return found < 0 ? undefined : found;
   }
 
   /** Nothing may be read afterwards. */

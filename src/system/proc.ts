@@ -53,6 +53,20 @@ export function descriptorTarget(pid: number, fd: number): string | undefined {
   return readLink(`/proc/${pid}/fd/${fd}`);
 }
 
+/** Flags of a line of /proc/net/unix: __SO_ACCEPTCON. */
+const LISTENING = '00010000';
+
+/** Whether a process has a listening Unix socket that was bound to the absolute path `path`, as the kernel has it. */
+export function listensOn(pid: number, path: string): boolean {
+  const sockets = new Set(
+    (readText(`/proc/${pid}/net/unix`) ?? '').split('\n').flatMap((line) => {
+      const [, , , flags, , , inode, bound] = line.trim().split(/\s+/);
+      return flags === LISTENING && bound === path ? [`socket:[${inode}]`] : [];
+    }),
+  );
+  return sockets.size > 0 && descriptors(pid).some((fd) => sockets.has(descriptorTarget(pid, fd) ?? ''));
+}
+
 /** The KVM descriptors of a process. */
 export interface KvmDescriptors {
   /** Virtual machines. */

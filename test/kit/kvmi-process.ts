@@ -20,10 +20,16 @@ export class KvmiProcess {
   readonly ended: Promise<Ended>;
   #waiters = new Set<() => void>();
 
-  /** `user`: the id of who runs it, this process's user if not given. */
-  constructor(args: readonly string[], environment: Readonly<Record<string, string>> = {}, user?: number) {
+  /** `user`: the id of who runs it, this process's user if not given. `leader`: of a process group of its own. */
+  constructor(
+    args: readonly string[],
+    environment: Readonly<Record<string, string>> = {},
+    user?: number,
+    leader = false,
+  ) {
     this.child = spawn(process.execPath, [KVMI, ...args], {
       stdio: ['ignore', 'pipe', 'pipe'],
+      detached: leader,
       env: { ...process.env, ...environment },
       ...(user !== undefined && { uid: user, gid: user }),
     });
@@ -69,6 +75,11 @@ export class KvmiProcess {
 
   kill(signal: NodeJS.Signals): void {
     this.child.kill(signal);
+  }
+
+  /** As a terminal does for Ctrl-C: to every process of the group that it leads. */
+  killGroup(signal: NodeJS.Signals): void {
+    process.kill(-this.child.pid!, signal);
   }
 }
 

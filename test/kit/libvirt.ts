@@ -4,13 +4,16 @@ import { chmodSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { commandLine, processes } from '../../src/system/proc.ts';
+import { debianKernel } from './debian-kernel.ts';
+import { buildInitramfs } from './initramfs.ts';
 
 const run = promisify(execFile);
 const PATIENCE_MS = 20_000;
 /** Works without cgroups, without systemd and in a container; QEMU runs as Debian has it, as its own user. */
 const QEMU_CONF = 'security_driver = "none"\ncgroup_controllers = []\nstdio_handler = "file"\n';
 /** Where libvirt keeps what it must not share with a libvirt of this host. */
-const PRIVATE = ['/run', '/var/lib/libvirt', '/var/log/libvirt', '/var/cache/libvirt'];
+const PRIVATE = ['/run', '/var/lib/libvirt', '/var/log/libvirt', '/var/cache/libvirt', '/etc/libvirt/qemu'];
 
 /** Why no libvirt can be started here; undefined when it can. */
 export function whyNoLibvirt(): string | undefined {
@@ -47,7 +50,7 @@ export class Libvirt {
       `mount --bind ${directory}/qemu.conf /etc/libvirt/qemu.conf`,
       ...PRIVATE.map((path) => `mkdir -p ${path} && mount -t tmpfs tmpfs ${path}`),
       'mkdir -p /run/libvirt',
-      `{ libvirtd -f ${directory}/libvirtd.conf & wait; }`,
+      `while true; do libvirtd -f ${directory}/libvirtd.conf; done`,
     ].join(' && ');
     const namespaces = [
       '--mount',
@@ -71,8 +74,53 @@ export class Libvirt {
     return `qemu+unix:///system?socket=${this.directory}/libvirt-sock`;
   }
 
+  /** Writes a domain with the guest of the tests down, and answers the name of the file. Its console is the file `console`. */
+  describeLinuxGuest(name: string): string {
+    const kernel = debianKernel();
+    if (typeof kernel === 'string') throw new Error(kernel);
+    const { directory } = this;
+    writeFileSync(join(directory, 'initrd'), buildInitramfs('/bin/busybox'));
+    const file = join(directory, `${name}.xml`);
+    writeFileSync(
+      file,
+      `<domain type='qemu'>
+        <name>${name}</name><memory unit='MiB'>256</memory><vcpu>2</vcpu>
+        <os>
+          <type arch='x86_64' machine='pc'>hvm</type>
+          <kernel>${kernel.image}</kernel><initrd>${directory}/initrd</initrd><cmdline>console=ttyS0 quiet</cmdline>
+        </os>
+        <features><acpi/><apic/></features>
+        <devices>
+          <emulator>/usr/bin/qemu-system-x86_64</emulator>
+          <serial type='file'><source path='${directory}/console'/></serial>
+          <serial type='null'/>
+        </devices>
+      </domain>`,
+    );
+    return file;
+  }
+
   async virsh(...args: readonly string[]): Promise<string> {
     return (await run('virsh', ['-c', this.uri, ...args])).stdout.trim();
+  }
+
+  /** Ends the daemon, whose domains go on, and waits for its successor. */
+  async restart(): Promise<void> {
+    const before = this.pid;
+    process.kill(before, 'SIGTERM');
+    while (processes().includes(before)) await new Promise((resolve) => setTimeout(resolve, 20));
+    await this.#ready();
+  }
+
+  /** The daemon's process. */
+  get pid(): number {
+    const conf = join(this.directory, 'libvirtd.conf');
+    const pid = processes().find((candidate) => {
+      const [program, , file] = commandLine(candidate);
+      return program === 'libvirtd' && file === conf;
+    });
+    if (pid === undefined) throw new Error('libvirtd does not run');
+    return pid;
   }
 
   async #ready(): Promise<void> {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { closeSync, ftruncateSync, openSync, readFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, it } from 'node:test';
 import { getU32 } from '../../src/abi/bytes.ts';
 import { STATE_SIZE } from '../../src/abi/state.ts';
@@ -7,7 +7,7 @@ import { deferred } from '../../src/awaitable.ts';
 import { attachKvm, type KvmMachine } from '../../src/drivers/kvm/index.ts';
 import type { KvmVcpu } from '../../src/drivers/kvm/vcpu.ts';
 import { CONTINUE, type MachineHandler, type Stop } from '../../src/machine/index.ts';
-import { statusNumber } from '../../src/system/proc.ts';
+import { mappings, statusNumber } from '../../src/system/proc.ts';
 import { missing, start, until } from './kit.ts';
 import { MicroVm, type MicroVmOptions } from './micro-vm.ts';
 
@@ -93,6 +93,22 @@ describe('what a VMM does while its VM is attached', { skip: missing('gcc', 'obj
     assert.equal(rounds(), still);
     await vm.tell('release');
     await goesOn();
+  });
+
+  it('cannot take the memory that it shares with kvmi away', async () => {
+    await run();
+    await registers(0);
+    const shared = mappings(vm.pid).filter(({ name }) => /^\/memfd: /.test(name));
+    assert.ok(shared.length > 0, 'there is such memory');
+    for (const { start, end } of shared) {
+      const fd = openSync(`/proc/${vm.pid}/map_files/${start.toString(16)}-${end.toString(16)}`, 'r+');
+      try {
+        assert.throws(() => ftruncateSync(fd, 0), { code: 'EPERM' });
+      } finally {
+        closeSync(fd);
+      }
+    }
+    await registers(0);
   });
 
   it('is stopped by SIGSTOP: its vCPUs can be looked at, and it stays stopped', async () => {

@@ -1,31 +1,12 @@
 import assert from 'node:assert/strict';
-import { writeFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { getRegister, STATE_SIZE } from '../../src/abi/state.ts';
 import { findQemuMachines, openQemu, type QemuMachine } from '../../src/drivers/qemu/index.ts';
-import { debianKernel } from '../kit/debian-kernel.ts';
 import { TestHandler } from '../kit/handler.ts';
-import { buildInitramfs } from '../kit/initramfs.ts';
 import { Libvirt, whyNoLibvirt } from '../kit/libvirt.ts';
 import { whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 const NAME = `kvmi-test-${process.pid}`;
-
-function domainXml(directory: string, kernel: string): string {
-  return `<domain type='qemu'>
-    <name>${NAME}</name><memory unit='MiB'>256</memory><vcpu>2</vcpu>
-    <os>
-      <type arch='x86_64' machine='pc'>hvm</type>
-      <kernel>${kernel}</kernel><initrd>${directory}/initrd</initrd><cmdline>console=ttyS0 quiet</cmdline>
-    </os>
-    <features><acpi/><apic/></features>
-    <devices>
-      <emulator>/usr/bin/qemu-system-x86_64</emulator>
-      <serial type='file'><source path='${directory}/console'/></serial>
-    </devices>
-  </domain>`;
-}
 
 describe('a libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() ?? false }, () => {
   let libvirt: Libvirt;
@@ -36,12 +17,7 @@ describe('a libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() ?? fals
 
   before(async () => {
     libvirt = await Libvirt.start();
-    const { directory } = libvirt;
-    const kernel = debianKernel();
-    assert.ok(typeof kernel !== 'string');
-    writeFileSync(join(directory, 'initrd'), buildInitramfs('/bin/busybox'));
-    writeFileSync(join(directory, 'domain.xml'), domainXml(directory, kernel.image));
-    await virsh('create', join(directory, 'domain.xml'));
+    await virsh('create', libvirt.describeLinuxGuest(NAME));
     machine = await openQemu({ libvirt: NAME, uri: libvirt.uri });
     handler = await TestHandler.attach(machine);
   });

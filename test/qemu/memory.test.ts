@@ -24,6 +24,7 @@ function faraway(qmp: QmpTransport): QmpTransport {
       if (command !== 'query-cpus-fast') return answer;
       return (answer as object[]).map((cpu) => ({ ...cpu, 'thread-id': 0 }));
     },
+    isServer: (pid) => qmp.isServer(pid),
     hmp: (line, cpuIndex) => qmp.hmp(line, cpuIndex),
     onEvent: (listener) => qmp.onEvent(listener),
     onClosed: (listener) => qmp.onClosed(listener),

@@ -18,7 +18,7 @@ const MAGIC = 0x5145564d;
 const FILE_VERSION = 3;
 
 /** No device state is larger: a vCPU takes 2 KiB, a disk controller some more. */
-const FILE_LIMIT = 64 << 20;
+export const DEVICE_STATE_LIMIT = 64 << 20;
 
 /** One section of a device state with its subsections: named big-endian integers. */
 export class Section {
@@ -82,7 +82,7 @@ export interface CpuSections {
  * E_QEMU_STATE when it is not such a file, or has another version.
  */
 export function parseDeviceState(bytes: Buffer, vcpus: number): CpuSections[] {
-  if (bytes.length < 8 || bytes.length > FILE_LIMIT || bytes.readUInt32BE(0) !== MAGIC) {
+  if (bytes.length < 8 || bytes.length > DEVICE_STATE_LIMIT || bytes.readUInt32BE(0) !== MAGIC) {
     throw new KvmiError('E_QEMU_STATE', 'QEMU wrote no device state');
   }
   if (bytes.readUInt32BE(4) !== FILE_VERSION) {

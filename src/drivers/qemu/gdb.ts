@@ -1,9 +1,12 @@
+import { once } from 'node:events';
 import { connect, type NetConnectOpts, type Socket } from 'node:net';
+import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { registerFromHex, registerToHex } from '../../rsp/hex.ts';
 import { encodePacket, type Incoming, PacketReader } from '../../rsp/packets.ts';
 import { parseStopReply, type StopReply, threadId } from '../../rsp/stop-reply.ts';
 import { type GdbRegister, includedDocuments, parseRegisters } from '../../rsp/target-description.ts';
+import { peerOfSocket } from './unix-qmp.ts';
 
 /** A gdbstub that serves another client accepts a connection but never answers. */
 const FIRST_ANSWER_TIMEOUT_MS = 1500;
@@ -57,11 +60,17 @@ export class GdbClient {
 
   /**
    * Connects, which stops the VM, and removes every breakpoint that an earlier client left. E_GDB_CONNECT when
-   * there is no such socket, E_BUSY when another client has it.
+   * there is no such socket or it belongs to a process that `isStub` does not know, E_BUSY when another client has it.
    */
-  static async connect(options: NetConnectOpts, where: string): Promise<GdbClient> {
-    const client = new GdbClient(connect(options), where);
+  static async connect(
+    options: NetConnectOpts,
+    where: string,
+    isStub?: (pid: number) => Awaitable<boolean>,
+  ): Promise<GdbClient> {
+    const socket = connect(options);
+    const client = new GdbClient(socket, where);
     try {
+      if (isStub) await client.#checkPeer(socket, isStub);
       await client.#synchronise();
     } catch (error) {
       client.close();
@@ -79,6 +88,17 @@ export class GdbClient {
       this.#end(this.#synchronising ? connectError(where, cause) : closedError(where));
     });
     socket.on('close', () => this.#end(closedError(where)));
+  }
+
+  async #checkPeer(socket: Socket, isStub: (pid: number) => Awaitable<boolean>): Promise<void> {
+    // That it cannot be connected is told by what comes next.
+    await once(socket, 'connect').catch(() => {});
+    const peer = peerOfSocket(socket);
+    if (peer === undefined || (await isStub(peer))) return;
+    throw new KvmiError(
+      'E_GDB_CONNECT',
+      `the socket ${this.#where} belongs to process ${peer}, which is not the VM's`,
+    );
   }
 
   /** True from {@link resume} until the stop reply. */

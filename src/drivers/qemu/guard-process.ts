@@ -1,4 +1,3 @@
-import { rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import type { CpuState } from './cpu-state.ts';
@@ -9,7 +8,7 @@ import { Patches } from './patches.ts';
 import { LineSplitter, type QmpConnection, type QmpTransport } from './qmp.ts';
 import { StateReader } from './state-reader.ts';
 import { closeStub, connectStub, isRunning } from './stub.ts';
-import { Workspace } from './workspace.ts';
+import { removeWorkspace, Workspace } from './workspace.ts';
 
 /*
  * The guard of one machine, see guard.ts. Its standard input is the journal; argv[2] is the host's workspace.
@@ -136,6 +135,6 @@ process.stdin.on('data', (chunk: Buffer) => {
 });
 process.stdin.on('close', async () => {
   if (attachment) await recover(attachment).catch(() => {});
-  rmSync(process.argv[2]!, { recursive: true, force: true });
+  removeWorkspace(process.argv[2]!);
   process.exit();
 });

@@ -185,7 +185,11 @@ export class QemuMachine implements Machine {
   /** Ends QEMU as the kernel's KVMI does: with SIGTERM. */
   kill(): void {
     requireCapability(this.#capabilities, 'crash');
-    process.kill(this.#facts.pid!, 'SIGTERM');
+    const pid = this.#facts.pid!;
+    if (startTimeOf(pid) !== this.startTime) {
+      throw new KvmiError('E_GONE', `process ${pid} is not QEMU any more: QEMU has ended`);
+    }
+    process.kill(pid, 'SIGTERM');
   }
 
   async close(): Promise<void> {

@@ -15,6 +15,11 @@ export interface QmpConnection {
   execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown>;
   /** Runs one line of the human monitor, on the vCPU `cpuIndex` where that matters, and returns what it prints. */
   hmp(line: string, cpuIndex?: number): Promise<string>;
+  /**
+   * Whether `pid` is the process at the other end, as the kernel or libvirt has it. QEMU itself is not asked: it may be
+   * an enemy that names another VM's process.
+   */
+  isServer(pid: number): Awaitable<boolean>;
   /** Calls `listener` for each event until the returned function is called. */
   onEvent(listener: (event: QmpEvent) => void): () => void;
   /** Calls `listener` once when the connection has ended; `error` unless {@link close} ended it. */
@@ -79,10 +84,16 @@ export class LineSplitter {
   }
 }
 
+/** A process that shares its connection to QEMU, and the process at the other end of that. */
+export interface QmpHolder {
+  readonly pid: number | undefined;
+  readonly server: number | undefined;
+}
+
 /** One line of QMP, sorted by what it is. */
 export type QmpMessage =
-  /** `holder`: the process that lets others use its connection to QEMU, when it is not QEMU that greets. */
-  | { readonly kind: 'greeting'; readonly holder: number | undefined }
+  /** `holder`: who lets others use its connection to QEMU, when it is not QEMU that greets. */
+  | { readonly kind: 'greeting'; readonly holder: QmpHolder | undefined }
   | { readonly kind: 'event'; readonly event: QmpEvent }
   | { readonly kind: 'return'; readonly id: unknown; readonly value: unknown }
   | { readonly kind: 'error'; readonly id: unknown; readonly errorClass: string; readonly text: string };
@@ -109,9 +120,14 @@ export function parseQmpMessage(line: string): QmpMessage {
   throw new KvmiError('E_QMP_PROTOCOL', `not a QMP message: ${line.slice(0, 80)}`);
 }
 
-function holderOf({ kvmi }: Readonly<Record<string, unknown>>): number | undefined {
-  const pid = kvmi === undefined ? undefined : Number(recordOf(kvmi, 'a holder').pid);
-  return Number.isSafeInteger(pid) ? pid : undefined;
+function holderOf({ kvmi }: Readonly<Record<string, unknown>>): QmpHolder | undefined {
+  if (kvmi === undefined) return undefined;
+  const { pid, server } = recordOf(kvmi, 'a holder');
+  return { pid: processId(pid), server: processId(server) };
+}
+
+function processId(value: unknown): number | undefined {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value > 0 ? value : undefined;
 }
 
 /** QEMU refused a command. */

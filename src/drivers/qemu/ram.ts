@@ -1,10 +1,10 @@
-import { closeSync, fstatSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
 import type { Awaitable } from '../../awaitable.ts';
 import { messageOf } from '../../error.ts';
-import { MappedFile } from '../../system/mapped-file.ts';
+import { type OpenedFile, openMapped } from '../../system/mapped-by.ts';
+import { cannotShrink, MappedFile, nextData } from '../../system/mapped-file.ts';
 import { type Mapping, parseMappings } from '../../system/proc.ts';
 import { parseHostAddress, type RamRange } from './memory-map.ts';
-import { descriptorOf } from './process.ts';
 import type { QmpConnection } from './qmp.ts';
 import type { Workspace } from './workspace.ts';
 
@@ -66,11 +66,11 @@ function openProcessRam(
   const end = Math.max(...ranges.map(({ offset, size }) => offset + size));
   const mapping = mappings.find(({ start, end: mapped }) => base + first >= start && base + first < mapped);
   if (mapping === undefined) return "QEMU's memory map does not hold the guest's memory";
-  if (mapping.permissions.endsWith('s') && mapping.inode !== 0) {
-    const path = descriptorOf(pid, mapping);
-    const source =
-      path === undefined ? undefined : openShared(path, base - mapping.start + mapping.offset, end);
-    if (source !== undefined) return source;
+  const file = mapping.permissions.endsWith('s') ? openMapped(pid, mapping) : undefined;
+  if (file !== undefined) {
+    const start = base - mapping.start + mapping.offset;
+    if (file.size >= start + end) return new SharedRam(file, start);
+    closeSync(file.fd);
   }
   return openProcessMemory(pid, base);
 }
@@ -78,13 +78,15 @@ function openProcessRam(
 /** A descriptor with a constant distance between an offset in the block and one in the file. */
 class FileRam implements RamSource {
   readonly description: string;
+  readonly write?: (offset: number, from: Uint8Array) => boolean;
   readonly #fd: number;
   readonly #base: number;
 
-  constructor(description: string, fd: number, base: number) {
+  constructor(description: string, fd: number, base: number, writable: boolean) {
     this.description = description;
     this.#fd = fd;
     this.#base = base;
+    if (writable) this.write = this.#write;
   }
 
   read(offset: number, into: Uint8Array): boolean {
@@ -95,7 +97,7 @@ class FileRam implements RamSource {
     }
   }
 
-  write = (offset: number, from: Uint8Array): boolean => {
+  readonly #write = (offset: number, from: Uint8Array): boolean => {
     try {
       return writeSync(this.#fd, from, 0, from.length, this.#base + offset) === from.length;
     } catch {
@@ -113,7 +115,10 @@ const MAPPED_READ = 16 * 1024;
 /** Only who reads more than this gets back what the mapping, with a fault for each new page, costs. */
 const UNMAPPED_BYTES = 256 << 20;
 
-/** The file that QEMU shares the guest's memory through: mapped, where that is possible, when much is read. */
+/**
+ * The file that QEMU shares the guest's memory through. When much is read it is mapped, if it is sealed against
+ * shrinking: reading beyond the end of a mapped file would end this process (SIGBUS).
+ */
 class SharedRam extends FileRam {
   readonly #fd: number;
   readonly #base: number;
@@ -123,8 +128,8 @@ class SharedRam extends FileRam {
   /** Null when the file cannot be mapped. */
   #mapped: MappedFile | undefined | null;
 
-  constructor(fd: number, base: number, size: number) {
-    super('shared memory', fd, base);
+  constructor({ fd, size, writable }: OpenedFile, base: number) {
+    super('shared memory', fd, base, writable);
     this.#fd = fd;
     this.#base = base;
     this.#size = size;
@@ -139,15 +144,20 @@ class SharedRam extends FileRam {
   }
 
   nextData = (offset: number): number | undefined => {
-    const mapped = this.#map();
-    if (!mapped) return offset;
-    const next = mapped.nextData(this.#base + offset);
-    return next === undefined ? undefined : Math.max(offset, next - this.#base);
+    // The C library is worth loading for who reads much.
+    if (this.#bytes <= UNMAPPED_BYTES) return offset;
+    try {
+      const next = nextData(this.#fd, this.#base + offset);
+      return next === undefined ? undefined : Math.max(offset, next - this.#base);
+    } catch {
+      // There is no C library.
+      return offset;
+    }
   };
 
   #map(): MappedFile | undefined {
     if (this.#mapped === undefined && this.#bytes > UNMAPPED_BYTES)
-      this.#mapped = MappedFile.map(this.#fd, this.#size) ?? null;
+      this.#mapped = (cannotShrink(this.#fd) ? MappedFile.map(this.#fd, this.#size) : undefined) ?? null;
     return this.#mapped ?? undefined;
   }
 
@@ -158,23 +168,10 @@ class SharedRam extends FileRam {
   }
 }
 
-/** Reading a hole of the file allocates nothing. */
-function openShared(path: string, base: number, end: number): RamSource | undefined {
-  try {
-    const fd = openSync(path, 'r+');
-    const { size } = fstatSync(fd);
-    if (size >= base + end) return new SharedRam(fd, base, size);
-    closeSync(fd);
-  } catch {
-    // Without the right to open it, /proc/PID/mem is next.
-  }
-  return undefined;
-}
-
 function openProcessMemory(pid: number, base: number): RamSource | string {
   const path = `/proc/${pid}/mem`;
   try {
-    const source = new FileRam(path, openSync(path, 'r+'), base);
+    const source = new FileRam(path, openSync(path, 'r+'), base, true);
     if (source.read(0, new Uint8Array(1))) return source;
     source.close();
     return `${path} opens but cannot be read: the kernel restricts it (Yama ptrace_scope, or a security module)`;
@@ -205,6 +202,7 @@ class MonitorRam implements RamSource {
     if (range === undefined) return false;
     const gpa = range.gpa + offset - range.offset;
     return this.#workspace.receive(
+      into.length,
       (filename) => this.#qmp.execute('pmemsave', { val: gpa, size: into.length, filename }),
       (bytes) => {
         if (bytes.length !== into.length) return false;

@@ -1,6 +1,6 @@
 import { messageOf } from '../../error.ts';
 import type { CpuState } from './cpu-state.ts';
-import { parseDeviceState } from './device-state.ts';
+import { DEVICE_STATE_LIMIT, parseDeviceState } from './device-state.ts';
 import type { GdbClient } from './gdb.ts';
 import type { QmpConnection } from './qmp.ts';
 import { readRegistersState } from './registers-state.ts';
@@ -50,6 +50,7 @@ export class StateReader {
   /** `live` must be false: true would prepare QEMU's disks for another process. */
   #readDeviceState(): Promise<SavedCpu[]> {
     return this.#workspace.receive(
+      DEVICE_STATE_LIMIT,
       (filename) => this.#qmp.execute('xen-save-devices-state', { filename, live: false }),
       (bytes) => parseDeviceState(bytes, this.#vcpus).map((sections) => new SavedCpu(sections, this.#tcg)),
     );

@@ -1,4 +1,4 @@
-import { join } from 'node:path';
+import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { GdbClient } from './gdb.ts';
 import { type QmpConnection, recordOf, recordsOf } from './qmp.ts';
@@ -40,7 +40,7 @@ export async function planStub(qmp: QmpConnection, workspace: Workspace): Promis
   const abandoned =
     address !== undefined && 'path' in address && address.path.includes(`/${WORKSPACE_PREFIX}`);
   if (address !== undefined && !abandoned) return { address, own: false };
-  return { address: { path: join(workspace.path, 'gdb') }, own: true };
+  return { address: { path: workspace.socket }, own: true };
 }
 
 function parseChardev(filename: string): StubPlan['address'] | undefined {
@@ -69,7 +69,8 @@ export async function openStub(qmp: QmpConnection, plan: StubPlan): Promise<GdbC
     }
   }
   try {
-    return await connectStub(plan);
+    // QEMU's user may have put the socket of another VM in place of the one that was asked for.
+    return await connectStub(plan, plan.own ? (pid) => qmp.isServer(pid) : undefined);
   } catch (error) {
     await closeStub(qmp, plan);
     throw error;
@@ -77,8 +78,12 @@ export async function openStub(qmp: QmpConnection, plan: StubPlan): Promise<GdbC
 }
 
 /** Connects to a stub that is there. */
-export function connectStub({ address }: StubPlan): Promise<GdbClient> {
-  return GdbClient.connect(address, 'path' in address ? address.path : `${address.host}:${address.port}`);
+export function connectStub(
+  { address }: StubPlan,
+  isStub?: (pid: number) => Awaitable<boolean>,
+): Promise<GdbClient> {
+  const where = 'path' in address ? address.path : `${address.host}:${address.port}`;
+  return GdbClient.connect(address, where, isStub);
 }
 
 /** Removes a stub that is ours. Never throws: what is left at worst is an unused socket. */

@@ -1,11 +1,16 @@
 import { connect, type Socket } from 'node:net';
+import { resolve } from 'node:path';
 import { KvmiError, messageOf } from '../../error.ts';
+import { peerOf } from '../../system/libc.ts';
+import { listensOn } from '../../system/proc.ts';
+import { isQemu } from './process.ts';
 import {
   LineSplitter,
   parseQmpMessage,
   QMP_TIMEOUT_MS,
   type QmpConnection,
   type QmpEvent,
+  type QmpHolder,
   type QmpMessage,
   qmpCommandError,
 } from './qmp.ts';
@@ -35,7 +40,7 @@ export class UnixQmp implements QmpConnection {
   readonly #closedListeners = new Set<(error?: Error) => void>();
   #nextId = 1;
   #greeted: (() => void) | undefined;
-  #holder: number | undefined;
+  #holder: QmpHolder | undefined;
   /** Who waits until no command waits. */
   readonly #idlers: (() => void)[] = [];
   #ended: { readonly error: Error | undefined } | undefined;
@@ -71,7 +76,19 @@ export class UnixQmp implements QmpConnection {
 
   /** The process that shares its connection, as it says in its greeting. */
   get holder(): number | undefined {
-    return this.#holder;
+    return this.#holder?.pid;
+  }
+
+  /** The process that listens on QEMU's socket: as the kernel has it, or as the one that shares its connection was told. */
+  get server(): number | undefined {
+    return this.#holder ? this.#holder.server : peerOfSocket(this.#socket);
+  }
+
+  /** A socket that another program has made for QEMU is known by its path. */
+  isServer(pid: number): boolean {
+    const { server } = this;
+    if (server === pid) return true;
+    return (server === undefined || !isQemu(server)) && listensOn(pid, resolve(this.where));
   }
 
   /** Whether the connection has ended. */
@@ -172,6 +189,17 @@ export class UnixQmp implements QmpConnection {
     for (const resolve of this.#idlers.splice(0)) resolve();
     for (const listener of this.#closedListeners) listener(error);
     this.#closedListeners.clear();
+  }
+}
+
+/** The process that listens where a socket is connected to; undefined where it cannot be told. */
+export function peerOfSocket(socket: Socket): number | undefined {
+  // Node.js gives the descriptor to nobody in another way.
+  const { fd = -1 } = (socket as { _handle?: { fd?: number } })._handle ?? {};
+  try {
+    return peerOf(fd);
+  } catch {
+    return undefined;
   }
 }
 

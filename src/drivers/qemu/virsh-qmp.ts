@@ -1,50 +1,58 @@
-import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
+import type { ChildProcessWithoutNullStreams } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
+import { commandLine } from '../../system/proc.ts';
+import { parseQemuArguments } from '../../system/qemu-arguments.ts';
 import {
   LineSplitter,
   parseQmpMessage,
-  QMP_TIMEOUT_MS,
   type QmpEvent,
   type QmpTransport,
   qmpCommandError,
   recordOf,
 } from './qmp.ts';
 import { findFreeStub } from './stub.ts';
-
-/** A command that waits for its answer, or for its turn. */
-interface Pending {
-  readonly line: string;
-  readonly what: string;
-  resolve(output: string): void;
-  reject(error: Error): void;
-}
+import { closedError } from './unix-qmp.ts';
+import { isDisconnection, spawnVirsh } from './virsh.ts';
+import { VirshShell } from './virsh-shell.ts';
 
 const EVENT = /^event (\S+) .*?: (.*)$/;
-/** virsh prints its prompt, and what it reads, even without a terminal. */
-const ANSWER = /^\{.*\}$/;
+const JSON_ANSWER = /^\{.*\}$/;
+const UUID_ANSWER = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+/** `-` for a domain that does not run. */
+const ID_ANSWER = /^(?:\d+|-)$/;
+/** How long libvirt's daemon may take to come back, while it is tried again and again. */
+const RECONNECT_MS = 30_000;
+const RECONNECT_PAUSE_MS = 200;
 
 /**
  * The monitor of a libvirt domain, through `virsh qemu-monitor-command`. libvirt keeps the QMP socket for itself and
- * passes commands on. One virsh serves all commands, a second one reports the events.
+ * passes commands on. One virsh serves all commands, a second one reports the events. When libvirt's daemon is started
+ * anew, so are they: commands wait for that.
  */
 export class VirshQmp implements QmpTransport {
   readonly where: string;
   readonly #domain: string;
-  readonly #shell: ChildProcessWithoutNullStreams;
-  readonly #events: ChildProcessWithoutNullStreams;
-  readonly #pending: Pending[] = [];
+  readonly #options: readonly string[];
   readonly #eventListeners = new Set<(event: QmpEvent) => void>();
   readonly #closedListeners = new Set<(error?: Error) => void>();
-  #timer: NodeJS.Timeout | undefined;
-  #lastError = '';
+  #shell: VirshShell;
+  #events: ChildProcessWithoutNullStreams | undefined;
+  /** Which run of the domain this is: libvirt gives a number to each. */
+  #instance: { readonly uuid: string; readonly id: string } | undefined;
   #claimed = false;
   #ended: { readonly error: Error | undefined } | undefined;
 
-  /** `uri` is virsh's connection URI; without it virsh chooses. E_LIBVIRT when the domain cannot be reached. */
+  /**
+   * `uri` is virsh's connection URI; without it virsh chooses. E_NO_MACHINE when there is no such domain or it does not
+   * run, E_PERMISSION when libvirt does not let this user in, E_LIBVIRT when libvirt cannot be reached.
+   */
   static async connect(domain: string, uri?: string): Promise<VirshQmp> {
     const qmp = new VirshQmp(domain, uri);
     try {
+      qmp.#instance = await qmp.#findInstance(domain);
+      qmp.#watch();
       await qmp.execute('query-status');
     } catch (error) {
       qmp.close();
@@ -56,26 +64,15 @@ export class VirshQmp implements QmpTransport {
   private constructor(domain: string, uri: string | undefined) {
     this.where = `libvirt domain ${domain}`;
     this.#domain = domain;
-    const options = uri === undefined ? ['-q'] : ['-q', '-c', uri];
-    this.#shell = this.#spawn(options, (line) => {
-      if (ANSWER.test(line)) this.#settle((pending) => pending.resolve(line));
-    });
-    const watch = [...options, 'qemu-monitor-event', '--loop', '--domain', domain];
-    this.#events = this.#spawn(watch, (line) => this.#event(line));
-    const errors = new LineSplitter();
-    this.#shell.stderr.on('data', (chunk: Buffer) => {
-      for (const line of errors.push(chunk)) this.#error(line);
-    });
+    this.#options = uri === undefined ? ['-q'] : ['-q', '-c', uri];
+    this.#shell = new VirshShell(domain, this.#options);
   }
 
   async execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
     const json = JSON.stringify({ execute: command, arguments: args });
     // Between single quotes virsh knows no escapes.
-    const output = await this.#run(
-      `qemu-monitor-command '${quoted(this.#domain)}' '${json.replaceAll("'", '\\u0027')}'`,
-      command,
-    );
-    const message = parseQmpMessage(output);
+    const line = `qemu-monitor-command '${this.#instance!.uuid}' '${json.replaceAll("'", '\\u0027')}'`;
+    const message = parseQmpMessage(await this.#run(line, command));
     if (message.kind === 'return') return message.value;
     if (message.kind === 'error')
       throw qmpCommandError(command, message.errorClass, message.text, this.where);
@@ -88,6 +85,12 @@ export class VirshQmp implements QmpTransport {
   async hmp(line: string, cpuIndex?: number): Promise<string> {
     const args = { 'command-line': line, ...(cpuIndex === undefined ? {} : { 'cpu-index': cpuIndex }) };
     return String(await this.execute('human-monitor-command', args));
+  }
+
+  /** libvirt starts each QEMU with the UUID of its domain, and says which that is. */
+  isServer(pid: number): boolean {
+    const { uuid, libvirt } = parseQemuArguments(commandLine(pid).slice(1));
+    return libvirt && uuid?.toLowerCase() === this.#instance?.uuid;
   }
 
   onEvent(listener: (event: QmpEvent) => void): () => void {
@@ -118,52 +121,66 @@ export class VirshQmp implements QmpTransport {
     this.#claimed = true;
   }
 
-  #spawn(args: readonly string[], onLine: (line: string) => void): ChildProcessWithoutNullStreams {
-    const child = spawn('virsh', args, { stdio: 'pipe' });
+  /** Runs a command about the domain; again when libvirt's daemon was gone meanwhile. */
+  async #run(line: string, what: string): Promise<string> {
+    const deadline = Date.now() + RECONNECT_MS;
+    for (let first = true; ; first = false) {
+      if (this.#ended) throw this.#ended.error ?? closedError(this.where);
+      try {
+        if (!first || this.#shell.ended) await this.#reconnect();
+        return await this.#shell.run(line, what, JSON_ANSWER);
+      } catch (error) {
+        if (isEnd(error)) this.#end(closedError(this.where));
+        if (!isDisconnection(error) || Date.now() > deadline) throw error;
+        await sleep(RECONNECT_PAUSE_MS);
+      }
+    }
+  }
+
+  /** Throws E_QMP_CLOSED when the domain has ended meanwhile, whether or not it was started again. */
+  async #reconnect(): Promise<void> {
+    const { uuid, id } = this.#instance!;
+    if (this.#shell.ended) this.#shell = new VirshShell(this.#domain, this.#options);
+    const now = await this.#findInstance(uuid);
+    if (now.id === id) return;
+    this.#end(closedError(this.where));
+    throw closedError(this.where);
+  }
+
+  async #findInstance(domain: string): Promise<{ readonly uuid: string; readonly id: string }> {
+    const name = quoted(domain);
+    const uuid = await this.#shell.run(`domuuid '${name}'`, 'domuuid', UUID_ANSWER);
+    const id = await this.#shell.run(`domid '${uuid}'`, 'domid', ID_ANSWER);
+    if (id !== '-') return { uuid, id };
+    throw new KvmiError('E_NO_MACHINE', `${this.where} does not run`, { data: { domain: this.#domain } });
+  }
+
+  /** Listens to the domain's events; when virsh ends, as it does with libvirt's daemon, again. */
+  #watch(): void {
+    if (this.#ended) return;
+    const args = [...this.#options, 'qemu-monitor-event', '--loop', '--domain', this.#instance!.uuid];
+    const child = spawnVirsh(args, true);
+    this.#events = child;
     const lines = new LineSplitter();
     child.stdout.on('data', (chunk: Buffer) => {
       try {
-        for (const line of lines.push(chunk)) onLine(line);
+        for (const line of lines.push(chunk)) this.#event(line);
       } catch (error) {
         this.#end(error as Error);
       }
     });
-    child.stdin.on('error', () => {});
-    child.on('error', (cause) => this.#end(this.#failure(`virsh does not start: ${cause.message}`)));
-    child.on('exit', () => this.#end(this.#failure(this.#lastError || 'virsh has ended')));
-    return child;
+    child.on('error', () => {});
+    child.on('exit', () => void this.#watchAgain());
   }
 
-  #run(line: string, what: string): Promise<string> {
-    if (this.#ended) return Promise.reject(this.#ended.error ?? this.#failure('the connection is closed'));
-    return new Promise((resolve, reject) => {
-      this.#pending.push({ line, what, resolve, reject });
-      if (this.#pending.length === 1) this.#next();
-    });
-  }
-
-  /** Answers and errors come on two streams: one command at a time keeps them together. */
-  #next(): void {
-    const pending = this.#pending[0];
-    if (!pending) return;
-    this.#timer = setTimeout(() => {
-      this.#end(this.#failure(`no answer to ${pending.what} within ${QMP_TIMEOUT_MS} ms`));
-    }, QMP_TIMEOUT_MS);
-    this.#shell.stdin.write(`${pending.line}\n`);
-  }
-
-  #settle(how: (pending: Pending) => void): void {
-    const pending = this.#pending.shift();
-    if (!pending) return;
-    clearTimeout(this.#timer);
-    how(pending);
-    this.#next();
-  }
-
-  #error(line: string): void {
-    if (!line.startsWith('error: ')) return;
-    this.#lastError = line.slice('error: '.length);
-    this.#settle((pending) => pending.reject(this.#failure(this.#lastError)));
+  async #watchAgain(): Promise<void> {
+    await sleep(RECONNECT_PAUSE_MS, undefined, { ref: false });
+    try {
+      await this.execute('query-status');
+      this.#watch();
+    } catch {
+      // The domain has ended, or the next command says what is wrong.
+    }
   }
 
   #event(line: string): void {
@@ -178,33 +195,30 @@ export class VirshQmp implements QmpTransport {
   #endSoon(): void {
     this.execute('query-status').then(
       () => setTimeout(() => this.#endSoon(), 100).unref(),
-      () => this.#end(this.#failure('QEMU has ended')),
+      () => this.#end(closedError(this.where)),
     );
-  }
-
-  #failure(text: string): KvmiError {
-    return new KvmiError('E_LIBVIRT', `${this.where}: ${text}`, {
-      hint: "See `virsh list`; libvirt's connection is chosen by LIBVIRT_DEFAULT_URI.",
-      data: { domain: this.#domain },
-    });
   }
 
   #end(error: Error | undefined): void {
     if (this.#ended) return;
     this.#ended = { error };
-    this.#shell.kill();
-    this.#events.kill();
-    clearTimeout(this.#timer);
-    for (const { reject } of this.#pending.splice(0)) {
-      reject(error ?? this.#failure('the connection was closed'));
-    }
+    this.#events?.kill('SIGKILL');
+    this.#shell.close(error ?? closedError(this.where));
     for (const listener of this.#closedListeners) listener(error);
     this.#closedListeners.clear();
   }
 }
 
+/** libvirt does not know the domain any more, or it does not run. */
+function isEnd(error: unknown): boolean {
+  return error instanceof KvmiError && error.code === 'E_NO_MACHINE';
+}
+
 /** Names with quotes cannot be passed. */
 function quoted(name: string): string {
-  if (!name.includes("'")) return name;
-  throw new KvmiError('E_LIBVIRT', `the libvirt domain ${name} has a quote in its name: use its UUID`);
+  if (!name.includes("'") && !name.includes('\n')) return name;
+  throw new KvmiError(
+    'E_LIBVIRT',
+    `the libvirt domain ${JSON.stringify(name)} has a quote in its name: use its UUID`,
+  );
 }

@@ -1,8 +1,9 @@
+import { fstatSync } from 'node:fs';
 import { getS64, putU32, putU64 } from '../../../abi/bytes.ts';
 import { SIGNAL, SYS } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
 import { PAGE_SIZE } from '../../../machine/address.ts';
-import { libc, SystemError, takeDescriptor, type Word } from '../../../system/libc.ts';
+import { F_SEAL, libc, SystemError, seal, takeDescriptor, type Word } from '../../../system/libc.ts';
 import { SharedMapping } from '../../../system/shared-mapping.ts';
 import { AGENT_CODE, AGENT_ENTRY, CALL_LIMIT, CALL_SIZE, SLOT } from './agent-code.ts';
 import type { SyscallSite } from './syscall-site.ts';
@@ -20,6 +21,7 @@ const PROT_EXEC = 4;
 const MAP_SHARED = 1;
 const MAP_FIXED = 0x10;
 const MFD_CLOEXEC = 1;
+const MFD_ALLOW_SEALING = 2;
 
 /** All signals but the one that the agent stops with. */
 const ALL_BUT_SIGURG = new Uint8Array(8).fill(0xff);
@@ -121,11 +123,15 @@ export class Agent {
       if (result < 0n) throw new SystemError(`${what} in the VMM`, Number(-result));
       return Number(result);
     };
-    const fd = inject('memfd_create', SYS.memfd_create, site.emptyString, MFD_CLOEXEC);
+    const fd = inject('memfd_create', SYS.memfd_create, site.emptyString, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     inject('ftruncate', SYS.ftruncate, fd, SIZE);
     const held = takeDescriptor(pid, fd);
     let mapping: SharedMapping;
     try {
+      // The VMM has the file, too, and must not be able to take pages from under this process.
+      seal(held, F_SEAL.SHRINK | F_SEAL.GROW | F_SEAL.SEAL);
+      if (fstatSync(held).size !== SIZE)
+        throw new KvmiError('E_TRACE', "the agent's memory has another size");
       mapping = new SharedMapping("the agent's memory", held, SIZE, 'write');
     } finally {
       libc().close(held);

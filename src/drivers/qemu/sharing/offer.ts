@@ -22,6 +22,8 @@ const DRAIN_MS = 2000;
 /** What an offer needs of the holder. */
 export interface Holder {
   execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown>;
+  /** The process at the other end of the connection. */
+  readonly server: number | undefined;
   /** Whether the connection can be given up, for somebody who wants to change the VM. */
   readonly mayYield: boolean;
   /** Begins to give the connection up: closes the offer, and then the connection. */
@@ -94,7 +96,10 @@ export class Offer {
     this.#sharers.add(socket);
     try {
       const lines = new LineSplitter(REQUEST_LIMIT);
-      await send(socket, { QMP: { version: {}, capabilities: [] }, kvmi: { pid: process.pid } });
+      await send(socket, {
+        QMP: { version: {}, capabilities: [] },
+        kvmi: { pid: process.pid, server: this.#holder.server },
+      });
       for await (const chunk of socket) {
         for (const line of lines.push(chunk as Buffer)) {
           if (line === '') continue;

@@ -74,6 +74,10 @@ export class SharedQmp implements QmpTransport {
     return String(await this.execute('human-monitor-command', args));
   }
 
+  async isServer(pid: number): Promise<boolean> {
+    return (await this.#connected()).qmp.isServer(pid);
+  }
+
   onEvent(listener: (event: QmpEvent) => void): () => void {
     this.#eventListeners.add(listener);
     return () => this.#eventListeners.delete(listener);
@@ -171,6 +175,7 @@ export class SharedQmp implements QmpTransport {
       if (!this.#offers) return undefined;
       return await Offer.publish(path, {
         execute: (command, args) => qmp.execute(command, args),
+        server: qmp.server,
         get mayYield() {
           return !self.#claimed;
         },
