@@ -61,13 +61,9 @@ export function detectFormat(source: Source): DumpFormat {
 /** Guest memory from address 0 on. */
 function readRaw(source: Source): DumpContents {
   if (source.size < PAGE_SIZE) {
-    throw new KvmiError(
-      'E_DUMP_DAMAGED',
-      `a memory dump of ${source.size} bytes holds nothing`,
-      {
-        hint: 'Check that this is the right file.',
-      },
-    );
+    throw new KvmiError('E_DUMP_DAMAGED', `a memory dump of ${source.size} bytes holds nothing`, {
+      hint: 'Check that this is the right file.',
+    });
   }
   const segment = { gpa: 0, size: source.size, offset: 0, fileSize: source.size };
   return { format: 'raw', ...memoryIn(source, [segment]), states: [], vmcoreinfo: undefined };
