@@ -3,7 +3,6 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { EXIT } from '../../src/cli/exit-codes.ts';
-import { VirshQmp } from '../../src/drivers/qemu/virsh-qmp.ts';
 import { commandLine, processes, readText } from '../../src/system/proc.ts';
 import { KvmiProcess, kvmi } from '../kit/kvmi-process.ts';
 import { Libvirt, whyNoLibvirt } from '../kit/libvirt.ts';
@@ -141,24 +140,6 @@ describe('a hooked libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() 
     assert.equal((await command.ended).code, EXIT.interrupted.code, command.stderr);
     assert.match(command.stderr, /the probe is removed/);
     await unharmed('the restart');
-  });
-
-  test("libvirt's daemon is started anew: commands wait for it, and events come again", async (t) => {
-    const qmp = await VirshQmp.connect(NAME, libvirt.uri);
-    t.after(() => qmp.close());
-    const events: string[] = [];
-    qmp.onEvent(({ name }) => events.push(name));
-    let up = false;
-    const restarted = libvirt.restart().finally(() => {
-      up = true;
-    });
-    while (!up) await qmp.execute('query-status');
-    await restarted;
-    await until(async () => {
-      await libvirt.virsh('suspend', NAME);
-      await libvirt.virsh('resume', NAME);
-      return events.includes('STOP');
-    }, 'no event comes');
   });
 
   test('it is saved by libvirt: kvmi ends and says so, and the domain goes on later', async () => {

@@ -22,7 +22,7 @@ const JSON_ANSWER = /^\{.*\}$/;
 const UUID_ANSWER = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 /** `-` for a domain that does not run. */
 const ID_ANSWER = /^(?:\d+|-)$/;
-/** How long libvirt's daemon may take to come back, while it is tried again and again. */
+/** How long libvirt's daemon may take to come back, and then to know its domains, while it is tried again and again. */
 const RECONNECT_MS = 30_000;
 const RECONNECT_PAUSE_MS = 200;
 
@@ -41,7 +41,10 @@ export class VirshQmp implements QmpTransport {
   #events: ChildProcessWithoutNullStreams | undefined;
   /** Which run of the domain this is: libvirt gives a number to each. */
   #instance: { readonly uuid: string; readonly id: string } | undefined;
+  #reconnecting: Promise<void> | undefined;
   #claimed = false;
+  /** When libvirt's daemon was seen to be gone last. */
+  #disconnected = 0;
   #ended: { readonly error: Error | undefined } | undefined;
 
   /**
@@ -127,11 +130,19 @@ export class VirshQmp implements QmpTransport {
     for (let first = true; ; first = false) {
       if (this.#ended) throw this.#ended.error ?? closedError(this.where);
       try {
-        if (!first || this.#shell.ended) await this.#reconnect();
+        if (!first || this.#shell.ended) {
+          this.#reconnecting ??= this.#reconnect().finally(() => {
+            this.#reconnecting = undefined;
+          });
+          await this.#reconnecting;
+        }
         return await this.#shell.run(line, what, JSON_ANSWER);
       } catch (error) {
-        if (isEnd(error)) this.#end(closedError(this.where));
-        if (!isDisconnection(error) || Date.now() > deadline) throw error;
+        if (isDisconnection(error)) this.#disconnected = Date.now();
+        const settling = Date.now() - this.#disconnected < RECONNECT_MS;
+        if (isEnd(error) && !settling) this.#end(closedError(this.where));
+        const mayHeal = isDisconnection(error) || (isEnd(error) && settling);
+        if (!mayHeal || Date.now() > deadline) throw error;
         await sleep(RECONNECT_PAUSE_MS);
       }
     }
@@ -140,7 +151,9 @@ export class VirshQmp implements QmpTransport {
   /** Throws E_QMP_CLOSED when the domain has ended meanwhile, whether or not it was started again. */
   async #reconnect(): Promise<void> {
     const { uuid, id } = this.#instance!;
-    if (this.#shell.ended) this.#shell = new VirshShell(this.#domain, this.#options);
+    // One whose connection is dead does not always notice.
+    this.#shell.close();
+    this.#shell = new VirshShell(this.#domain, this.#options);
     const now = await this.#findInstance(uuid);
     if (now.id === id) return;
     this.#end(closedError(this.where));

@@ -29,9 +29,9 @@ export function spawnVirsh(args: readonly string[], listens: boolean): ChildProc
   return child;
 }
 
-/** What virsh says when libvirt's daemon has gone, or is not there yet. */
+/** What virsh says when libvirt's daemon has gone, is not there yet, or has just come back. */
 const DISCONNECTED =
-  /disconnected from|client socket is closed|failed to connect|cannot (?:recv|read|write) data|end of file|keepalive|virsh has ended/i;
+  /disconnected from|reconnected to|no valid connection|connection reset|broken pipe|client socket is closed|failed to connect|cannot (?:recv|read|write) data|end of file|keepalive|virsh has ended/i;
 
 /** What virsh says, by what it means; the first one that fits. */
 const MEANINGS: readonly { readonly text: RegExp; readonly code: ErrorCode; readonly hint: string }[] = [
@@ -61,7 +61,7 @@ export function virshError(domain: string, text: string): KvmiError {
   });
 }
 
-/** Whether an error of virsh is one that time may heal. */
+/** Whether an error of virsh tells that libvirt's daemon was gone: time may heal it. */
 export function isDisconnection(error: unknown): boolean {
-  return error instanceof KvmiError && error.code === 'E_LIBVIRT' && DISCONNECTED.test(error.message);
+  return error instanceof KvmiError && error.code !== 'E_PERMISSION' && DISCONNECTED.test(error.message);
 }
