@@ -4,6 +4,7 @@ import { registerFromHex, registerToHex } from '../../rsp/hex.ts';
 import { encodePacket, type Incoming, PacketReader } from '../../rsp/packets.ts';
 import { parseStopReply, type StopReply, threadId } from '../../rsp/stop-reply.ts';
 import { type GdbRegister, includedDocuments, parseRegisters } from '../../rsp/target-description.ts';
+import { peerOf } from '../../system/peer.ts';
 
 /** A gdbstub that serves another client accepts a connection but never answers. */
 const FIRST_ANSWER_TIMEOUT_MS = 1500;
@@ -79,6 +80,11 @@ export class GdbClient {
       this.#end(this.#synchronising ? connectError(where, cause) : closedError(where));
     });
     socket.on('close', () => this.#end(closedError(where)));
+  }
+
+  /** The process at the other end, where the kernel tells. */
+  get peer(): number | undefined {
+    return peerOf(this.#socket);
   }
 
   /** True from {@link resume} until the stop reply. */
@@ -279,8 +285,15 @@ export class GdbClient {
     });
   }
 
-  /** The acknowledgement of the last packet goes out with the next one: alone it could stop a running guest. */
+  /**
+   * The acknowledgement of the last packet goes out with the next one: alone it could stop a running guest. What is sent
+   * without waiting in between goes out as one piece, so that a process which is killed has written all registers or none.
+   */
   #send(packet: Uint8Array): void {
+    if (this.#socket.writableCorked === 0) {
+      this.#socket.cork();
+      process.nextTick(() => this.#socket.uncork());
+    }
     this.#socket.write(this.#unacknowledged ? Buffer.concat([ACKNOWLEDGEMENT, packet]) : packet);
     this.#unacknowledged = false;
   }

@@ -1,5 +1,6 @@
 import { connect, type Socket } from 'node:net';
 import { KvmiError, messageOf } from '../../error.ts';
+import { peerOf } from '../../system/peer.ts';
 import {
   LineSplitter,
   parseQmpMessage,
@@ -72,6 +73,11 @@ export class UnixQmp implements QmpConnection {
   /** The process that shares its connection, as it says in its greeting. */
   get holder(): number | undefined {
     return this.#holder;
+  }
+
+  /** The process at the other end, where the kernel tells. */
+  get peer(): number | undefined {
+    return peerOf(this.#socket);
   }
 
   /** Whether the connection has ended. */

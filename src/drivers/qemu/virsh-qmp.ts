@@ -30,6 +30,7 @@ const ANSWER = /^\{.*\}$/;
  */
 export class VirshQmp implements QmpTransport {
   readonly where: string;
+  readonly peer = undefined;
   readonly #domain: string;
   readonly #shell: ChildProcessWithoutNullStreams;
   readonly #events: ChildProcessWithoutNullStreams;
