@@ -16,6 +16,7 @@ import { runtimeDirectory } from '../../../system/runtime-directory.ts';
 import type { QmpAddress } from '../open-qmp.ts';
 import type { Patch } from '../patches.ts';
 import type { StubPlan } from '../stub.ts';
+import { Workspace } from '../workspace.ts';
 import type { BorrowedVcpu } from './borrowed-vcpu.ts';
 import { parseState } from './journal-format.ts';
 import { exists, keyOf, type VmIdentity } from './vm-identity.ts';
@@ -123,7 +124,7 @@ export function readJournal(path: string): JournalState | undefined {
   }
 }
 
-/** The journals of this user, by path. Those of VMs that have ended are removed. */
+/** The journals of this user, by path. Those of VMs that have ended are removed, with what they name on this host. */
 export function journals(): ReadonlyMap<string, JournalState> {
   const found = new Map<string, JournalState>();
   const directory = runtimeDirectory();
@@ -133,7 +134,10 @@ export function journals(): ReadonlyMap<string, JournalState> {
     const state = readJournal(path);
     if (!state) continue;
     if (exists(state.vm, state.monitor)) found.set(path, state);
-    else if (!lives(state.guard)) rmSync(path, { force: true });
+    else if (!lives(state.guard)) {
+      new Workspace(undefined, state.workspace).remove();
+      rmSync(path, { force: true });
+    }
   }
   return found;
 }
