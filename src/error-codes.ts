@@ -316,6 +316,10 @@ export const ERROR_CODES = {
     meaning: 'A handler tried to run an embedded machine, from within one of its own stops.',
     next: 'Answer the stop; the machine goes on by itself.',
   },
+  E_REPAIR: {
+    meaning: 'What a kvmi that was killed has left in the VM is not undone yet.',
+    next: 'Run `kvmi repair VM`; the message has the reason when it cannot be done now.',
+  },
   E_REPLY: {
     meaning: 'The host side answered a command with an error number.',
     next: 'docs/reference/protocol.md says what the number means for the command.',

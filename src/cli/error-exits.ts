@@ -81,6 +81,7 @@ export const ERROR_EXITS: Readonly<Record<ErrorCode, ExitName>> = {
   E_QMP_PROTOCOL: 'peer',
   E_QMP_TIMEOUT: 'timeout',
   E_REENTRANT: 'error',
+  E_REPAIR: 'error',
   E_REPLY: 'error',
   E_RUNNING: 'error',
   E_STEP: 'error',

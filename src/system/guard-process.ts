@@ -17,8 +17,18 @@ export function whenEnded(pid: number, act: () => void): void {
   process.stdout.write('ready\n');
 }
 
+/**
+ * As {@link whenEnded}, and also when that process says that there is nothing more to come ({@link GuardProcess.release}).
+ * Signals that end a process do nothing to this one from here on.
+ */
+export function whenReleased(act: () => void): void {
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {});
+  process.stdin.once('close', act).resume();
+  process.stdout.write('ready\n');
+}
+
 /** Runs a script of this program in a process that does not end with this one, and that this one does not wait for. */
-export function spawnDetached(script: URL, args: readonly string[], stdio: StdioOptions): ChildProcess {
+function spawnDetached(script: URL, args: readonly string[], stdio: StdioOptions): ChildProcess {
   const child = spawn(process.execPath, [fileURLToPath(script), ...args], { detached: true, stdio });
   child.unref();
   return child;
@@ -40,15 +50,17 @@ export class GuardProcess {
    */
   static start(
     script: URL,
-    args: readonly number[],
+    args: readonly (number | string)[],
     ...descriptors: readonly number[]
   ): Promise<GuardProcess> {
     const child = spawnDetached(script, [process.pid, ...args].map(String), [
-      'ignore',
+      'pipe',
       'pipe',
       'ignore',
       ...descriptors,
     ]);
+    child.stdin!.on('error', () => {});
+    (child.stdin as { unref?: () => void }).unref?.();
     return new Promise((resolve, reject) => {
       const failed = (why: string): void => {
         clearTimeout(timer);
@@ -65,6 +77,21 @@ export class GuardProcess {
         resolve(new GuardProcess(child));
       });
     });
+  }
+
+  /** `ended` is called once when the guard ends, whoever ended it. */
+  onEnd(ended: () => void): void {
+    if (this.#process.exitCode !== null || this.#process.signalCode !== null) queueMicrotask(ended);
+    else this.#process.once('exit', ended);
+  }
+
+  get pid(): number {
+    return this.#process.pid!;
+  }
+
+  /** The guard does what is left to do, and ends. */
+  release(): void {
+    this.#process.stdin!.end();
   }
 
   /** There is nothing left to guard. */

@@ -200,22 +200,3 @@ export function sealsOf(fd: number): number {
 export function seal(fd: number, seals: number): void {
   check(libc().fcntl(fd, F_ADD_SEALS, seals), 'sealing a file');
 }
-
-const SOL_SOCKET = 1;
-const SO_PEERCRED = 17;
-/** struct ucred: pid, uid, gid. */
-const UCRED_SIZE = 12;
-
-/**
- * The process at the other end of a connected Unix socket: for a client, the one that listens there. Undefined when it is not
- * visible here (another PID namespace).
- *
- * @throws SystemError when it is no such socket.
- */
-export function peerOf(fd: number): number | undefined {
-  const credentials = Buffer.alloc(UCRED_SIZE);
-  const size = Buffer.alloc(4);
-  size.writeInt32LE(UCRED_SIZE);
-  check(libc().getsockopt(fd, SOL_SOCKET, SO_PEERCRED, credentials, size), 'asking who a socket belongs to');
-  return credentials.readInt32LE(0) || undefined;
-}

@@ -5,6 +5,8 @@ const PF_USER_WORKER = 0x4000;
 /** Fields of /proc/PID/stat after the name; the first one is the state. */
 const STAT_FLAGS = 6;
 const STAT_START_TIME = 19;
+/** States of a process that has ended. */
+const ENDED = /^[ZXx]$/;
 
 export function readText(path: string): string | undefined {
   try {
@@ -147,6 +149,25 @@ const TICKS_PER_SECOND = 100;
 export function startTimeOf(pid: number): number {
   const ticks = Number(stat(`/proc/${pid}/stat`)?.[STAT_START_TIME] ?? 0);
   return (ticks * 1000) / TICKS_PER_SECOND;
+}
+
+/** One process, not any other that gets its pid later. */
+export interface ProcessIdentity {
+  readonly pid: number;
+  /** Clock ticks since the system started. */
+  readonly started: number;
+}
+
+/** Undefined when the process has ended, whether or not its parent has waited for it. */
+export function identityOf(pid: number): ProcessIdentity | undefined {
+  const fields = stat(`/proc/${pid}/stat`);
+  if (fields === undefined || ENDED.test(fields[0]!)) return undefined;
+  return { pid, started: Number(fields[STAT_START_TIME]) };
+}
+
+/** Whether a process has not ended. */
+export function lives({ pid, started }: ProcessIdentity): boolean {
+  return identityOf(pid)?.started === started;
 }
 
 /** One line of /proc/PID/maps. */

@@ -18,4 +18,6 @@ export interface FoundMachine {
   readonly blocked?: string | undefined;
   /** What to do about the reason. */
   readonly remedy?: string | undefined;
+  /** A kvmi that was killed has left something in it that nobody is about to undo. */
+  readonly damaged?: boolean;
 }

@@ -1,6 +1,22 @@
+import type { LeftBehind } from '../drivers/qemu/index.ts';
 import { KvmiError, UsageError } from '../error.ts';
 import type { Machine } from '../machine/index.ts';
-import type { Target } from './target.ts';
+import type { OpenOptions, Target } from './target.ts';
+
+/** What there is to say about what a kvmi that was killed has left. */
+function reporter({ onLeft, log }: OpenOptions): (left: LeftBehind) => void {
+  if (onLeft) return onLeft;
+  return (left) => {
+    if (left.kind === 'repaired')
+      log?.warn('a kvmi that was killed had left something in the VM: it is repaired');
+    if (left.kind === 'failed')
+      log?.warn(
+        `a kvmi that was killed has left something in the VM, and it cannot be repaired: ${left.reason}`,
+      );
+    if (left.kind === 'in-hands' && !left.host)
+      log?.warn(`a kvmi was killed; its guard (process ${left.pid}) is about to repair the VM`);
+  };
+}
 
 /** Errors of a connection that mean: nobody is there. */
 const ABSENT: ReadonlySet<unknown> = new Set(['ENOENT', 'ECONNREFUSED']);
@@ -22,11 +38,11 @@ export const QEMU_TARGET: Target = {
   prefix: 'qemu',
   syntax: 'PATH',
   about: 'a QEMU by its QMP socket (-qmp unix:PATH,server=on,wait=off)',
-  async open(path): Promise<Machine> {
+  async open(path, options): Promise<Machine> {
     if (path === '') throw new UsageError('qemu: the path of a QMP socket is missing', 'qemu:/run/vm.qmp');
     const { openQemu } = await import('../drivers/qemu/index.ts');
     try {
-      return await openQemu({ qmp: path });
+      return await openQemu({ qmp: path }, reporter(options));
     } catch (error) {
       throw asNoVm(error, path);
     }
@@ -38,9 +54,9 @@ export const LIBVIRT_TARGET: Target = {
   prefix: 'libvirt',
   syntax: 'DOMAIN',
   about: 'a running QEMU domain of libvirt, through virsh',
-  async open(domain): Promise<Machine> {
+  async open(domain, options): Promise<Machine> {
     if (domain === '') throw new UsageError('libvirt: the name of a domain is missing', 'libvirt:DOMAIN');
     const { openQemu } = await import('../drivers/qemu/index.ts');
-    return openQemu({ libvirt: domain });
+    return openQemu({ libvirt: domain }, reporter(options));
   },
 };

@@ -1,3 +1,4 @@
+import type { LeftBehind } from '../drivers/qemu/index.ts';
 import type { Gva, Machine } from '../machine/index.ts';
 
 /** Where opening a machine reports what is worth knowing. */
@@ -12,6 +13,8 @@ export interface OpenOptions {
   readonly log?: TargetLog;
   /** What may end a VM when this process is killed is allowed (stock KVM; see docs/explanation/guest-safety.md). Default false. */
   readonly unsafe?: boolean;
+  /** Told what was found in the VM of a kvmi that was killed, and what became of it; without it, the log is. */
+  readonly onLeft?: (left: LeftBehind) => void;
 }
 
 /** A way to say which machine, with a prefix: `qemu:PATH`. Drivers are imported when something is opened. */

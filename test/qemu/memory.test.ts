@@ -19,6 +19,7 @@ const STRETCHES = [
 function faraway(qmp: QmpTransport): QmpTransport {
   return {
     where: qmp.where,
+    peer: undefined,
     async execute(command, args) {
       const answer = await qmp.execute(command, args);
       if (command !== 'query-cpus-fast') return answer;
@@ -40,7 +41,8 @@ const WAYS = [
   {
     way: "QEMU's monitor",
     backend: 'private',
-    open: async (address: { qmp: string }) => QemuMachine.open(faraway(await openQmp(address)), address),
+    open: async (address: { qmp: string }) =>
+      QemuMachine.open(faraway(await openQmp(address)), address, () => {}),
   },
 ] as const;
 

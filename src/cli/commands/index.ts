@@ -122,6 +122,10 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'let GDB debug a VM',
     load: async () => (await import('./gdb.ts')).gdb,
   },
+  repair: {
+    summary: 'undo what a kvmi that was killed has left in a VM',
+    load: async () => (await import('./repair.ts')).repair,
+  },
   hook: {
     summary: 'hook a VM to an introspection tool, as a device manager does',
     load: async () => (await import('./hook.ts')).hook,

@@ -24,7 +24,18 @@ export const list = command({
     { name: 'vmm', kind: 'text', drop: 3, about: 'the program that runs the VM' },
     { name: 'accelerator', kind: 'text', drop: 4, about: 'what executes guest code: kvm, tcg' },
     { name: 'target', kind: 'text', about: 'how it can be hooked; empty when it cannot' },
-    { name: 'reason', kind: 'text', cut: true, about: 'why it cannot be hooked' },
+    {
+      name: 'reason',
+      kind: 'text',
+      cut: true,
+      about: 'why it cannot be hooked, or that it needs `kvmi repair`',
+    },
+    {
+      name: 'damaged',
+      kind: 'boolean',
+      wide: true,
+      about: 'a kvmi that was killed has left something in the VM that nobody is about to undo',
+    },
   ],
   async *run({ log }) {
     const found = await findMachines();
@@ -32,6 +43,13 @@ export const list = command({
       log.note('no VM was found on this host');
       log.hint('Try the machine that lives in this process: kvmi info embedded:');
     }
-    for (const vm of found) yield { ...vm };
+    for (const vm of found) {
+      const reasons = [...(vm.damaged ? ['needs repair'] : []), ...(vm.reason ? [vm.reason] : [])];
+      yield {
+        ...vm,
+        damaged: vm.damaged === true,
+        ...(reasons.length > 0 && { reason: reasons.join('; ') }),
+      };
+    }
   },
 });

@@ -9,6 +9,7 @@ import type { CpuState } from './cpu-state.ts';
 import { segmentSelector } from './cpu-state.ts';
 import { readGate } from './descriptors.ts';
 import type { GdbClient } from './gdb.ts';
+import { type BorrowedVcpu, borrowedVcpu } from './guard/borrowed-vcpu.ts';
 import { findOpcode, kernelPaging } from './kernel-code.ts';
 import type { RunControl } from './run-control.ts';
 import type { StoppedVcpu } from './stopped-vcpu.ts';
@@ -37,12 +38,15 @@ const RANGE_SIZE = 0x10000;
 export class CpuidReader {
   readonly #control: RunControl;
   readonly #memory: PhysicalMemory;
+  readonly #onBorrow: (vcpu: BorrowedVcpu | null) => void;
   readonly #known = new Map<string, CpuidLeaf>();
   #gadget: bigint | undefined;
 
-  constructor(control: RunControl, memory: PhysicalMemory) {
+  /** `onBorrow` is told what a vCPU's registers are before they are changed, and null when they are so again. */
+  constructor(control: RunControl, memory: PhysicalMemory, onBorrow: (vcpu: BorrowedVcpu | null) => void) {
     this.#control = control;
     this.#memory = memory;
+    this.#onBorrow = onBorrow;
   }
 
   /** Undefined when there is no such leaf. With every vCPU stopped. */
@@ -88,6 +92,18 @@ export class CpuidReader {
     const write = (name: string, value: bigint) => gdb.writeRegister(index, name, value);
     const user = (segmentSelector(block, 'ss') & 3) !== 0;
     const userTable = user && (getRegister(block, 'cr3') & USER_TABLE) !== 0n;
+    const general = ['rax', 'rbx', 'rcx', 'rdx'] as const;
+    const own: (readonly [name: string, value: bigint])[] = [
+      ...general.map((name) => [name, getRegister(block, name)] as const),
+      ['eflags', getRegister(block, 'rflags')],
+      ...(userTable ? [['cr3', getRegister(block, 'cr3')] as const] : []),
+      ...(user
+        ? (['cs', 'ss'] as const).map((name) => [name, BigInt(segmentSelector(block, name))] as const)
+        : []),
+      // In 32-bit code rip is cut by the segment that is loaded then.
+      ['rip', getRegister(block, 'rip')],
+    ];
+    this.#onBorrow(borrowedVcpu(index, own));
     if (user) {
       const gate = await readGate(this.#memory, pagingOf(block), block, 3);
       if (gate === undefined) throw noGadget('the guest has no code segment for ring 0');
@@ -112,15 +128,8 @@ export class CpuidReader {
         edx: await read('rdx'),
       };
     } finally {
-      for (const name of ['rax', 'rbx', 'rcx', 'rdx'] as const) await write(name, getRegister(block, name));
-      await write('eflags', getRegister(block, 'rflags'));
-      if (userTable) await write('cr3', getRegister(block, 'cr3'));
-      if (user) {
-        await write('cs', BigInt(segmentSelector(block, 'cs')));
-        await write('ss', BigInt(segmentSelector(block, 'ss')));
-      }
-      // In 32-bit code rip is cut by the segment that is loaded then.
-      await write('rip', getRegister(block, 'rip'));
+      for (const [name, value] of own) await write(name, value);
+      this.#onBorrow(null);
     }
     if (!before.equals(await gdb.readRegisters(index))) {
       throw new KvmiError('E_QEMU_STATE', `vCPU ${index} did not get its registers back after cpuid`);

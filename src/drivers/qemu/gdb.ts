@@ -6,7 +6,7 @@ import { registerFromHex, registerToHex } from '../../rsp/hex.ts';
 import { encodePacket, type Incoming, PacketReader } from '../../rsp/packets.ts';
 import { parseStopReply, type StopReply, threadId } from '../../rsp/stop-reply.ts';
 import { type GdbRegister, includedDocuments, parseRegisters } from '../../rsp/target-description.ts';
-import { peerOfSocket } from './unix-qmp.ts';
+import { peerOf } from '../../system/peer.ts';
 
 /** A gdbstub that serves another client accepts a connection but never answers. */
 const FIRST_ANSWER_TIMEOUT_MS = 1500;
@@ -93,12 +93,17 @@ export class GdbClient {
   async #checkPeer(socket: Socket, isStub: (pid: number) => Awaitable<boolean>): Promise<void> {
     // That it cannot be connected is told by what comes next.
     await once(socket, 'connect').catch(() => {});
-    const peer = peerOfSocket(socket);
+    const peer = peerOf(socket);
     if (peer === undefined || (await isStub(peer))) return;
     throw new KvmiError(
       'E_GDB_CONNECT',
       `the socket ${this.#where} belongs to process ${peer}, which is not the VM's`,
     );
+  }
+
+  /** The process at the other end, where the kernel tells. */
+  get peer(): number | undefined {
+    return peerOf(this.#socket);
   }
 
   /** True from {@link resume} until the stop reply. */
@@ -299,8 +304,15 @@ export class GdbClient {
     });
   }
 
-  /** The acknowledgement of the last packet goes out with the next one: alone it could stop a running guest. */
+  /**
+   * The acknowledgement of the last packet goes out with the next one: alone it could stop a running guest. What is sent
+   * without waiting in between goes out as one piece, so that a process which is killed has written all registers or none.
+   */
   #send(packet: Uint8Array): void {
+    if (this.#socket.writableCorked === 0) {
+      this.#socket.cork();
+      process.nextTick(() => this.#socket.uncork());
+    }
     this.#socket.write(this.#unacknowledged ? Buffer.concat([ACKNOWLEDGEMENT, packet]) : packet);
     this.#unacknowledged = false;
   }

@@ -7,6 +7,7 @@ import { readVirtual } from '../../machine/virtual-memory.ts';
 import { isRex } from '../../x86/encodings.ts';
 import { deliverException } from './exception-delivery.ts';
 import type { GdbClient } from './gdb.ts';
+import { type BorrowedVcpu, borrowedVcpu } from './guard/borrowed-vcpu.ts';
 import { findOpcode, isPrefix, kernelPaging } from './kernel-code.ts';
 import { writeChangedRegisters } from './registers.ts';
 import type { RunControl } from './run-control.ts';
@@ -54,14 +55,22 @@ export class InstructionTraps implements TrapPoint {
   readonly #control: RunControl;
   readonly #memory: PhysicalMemory;
   readonly #kind: TrapKind;
+  readonly #onBorrow: (vcpu: BorrowedVcpu | null) => void;
   /** What is armed, by vCPU: control registers, MSRs, or XCRs. */
   readonly #armed = new Map<number, Set<number>>();
   #points = new Set<bigint>();
 
-  constructor(control: RunControl, memory: PhysicalMemory, kind: TrapKind) {
+  /** `onBorrow`: as that of {@link CpuidReader}. */
+  constructor(
+    control: RunControl,
+    memory: PhysicalMemory,
+    kind: TrapKind,
+    onBorrow: (vcpu: BorrowedVcpu | null) => void,
+  ) {
     this.#control = control;
     this.#memory = memory;
     this.#kind = kind;
+    this.#onBorrow = onBorrow;
   }
 
   async arm(trap: InstructionTrap, gdb: GdbClient): Promise<void> {
@@ -134,11 +143,14 @@ export class InstructionTraps implements TrapPoint {
     putRegister(during, 'rip', getRegister(block, 'rip'));
     for (const [name, content] of Object.entries(source))
       putRegister(during, name as GeneralRegister, content);
+    const own = (Object.keys(source) as GeneralRegister[]).map(
+      (name) => [name, getRegister(wanted, name)] as const,
+    );
+    this.#onBorrow(borrowedVcpu(vcpu.index, own));
     await writeChangedRegisters(vcpu.gdb, vcpu.index, regsOf(during), regsOf(block));
     await this.#control.stepAlone(vcpu.index, vcpu.gdb);
-    for (const name of Object.keys(source) as GeneralRegister[]) {
-      await vcpu.gdb.writeRegister(vcpu.index, name, getRegister(wanted, name));
-    }
+    for (const [name, content] of own) await vcpu.gdb.writeRegister(vcpu.index, name, content);
+    this.#onBorrow(null);
     if (moved) {
       await vcpu.gdb.writeRegister(vcpu.index, 'rip', getRegister(wanted, 'rip') + BigInt(write.length));
     }

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { attachedAlready } from '../../machine/busy.ts';
@@ -11,12 +12,16 @@ import { qemuCapabilities } from './capabilities.ts';
 import type { CpuState } from './cpu-state.ts';
 import { CpuidReader } from './cpuid-reader.ts';
 import type { GdbClient } from './gdb.ts';
-import { Guard } from './guard.ts';
+import type { BorrowedVcpu } from './guard/borrowed-vcpu.ts';
+import { Guard } from './guard/guard.ts';
+import { type LeftBehind, repairLeftBehind } from './guard/left-behind.ts';
+import { Repair } from './guard/repair.ts';
+import { identityOfVm, uuidOf, type VmIdentity } from './guard/vm-identity.ts';
 import { Injection } from './injection.ts';
 import { InstructionTraps } from './instruction-traps.ts';
 import { parseMemoryTree } from './memory-map.ts';
 import type { QmpAddress } from './open-qmp.ts';
-import { Patches } from './patches.ts';
+import { isPatch, Patches } from './patches.ts';
 import { QemuProbes } from './probes.ts';
 import { findQemuProcess } from './process.ts';
 import { type QmpEvent, type QmpTransport, recordOf, recordsOf } from './qmp.ts';
@@ -29,10 +34,15 @@ import { findFreeStub, type StubPlan } from './stub.ts';
 import { QemuVcpu } from './vcpu.ts';
 import { Workspace } from './workspace.ts';
 
+/** How long this process tries to undo what it did after the gdbstub was lost. Then the guard goes on. */
+const RECOVERY_MS = 5000;
+const RECOVERY_PAUSE_MS = 100;
+
 /** What is asked of QEMU once, when the machine is opened. */
 interface QemuFacts {
   readonly name: string;
-  readonly uuid: Uint8Array;
+  /** As text. */
+  readonly uuid: string;
   readonly tcg: boolean;
   readonly pid: number | undefined;
   /** The TSC frequency of each vCPU in Hz, 0 when QEMU does not know it. */
@@ -51,8 +61,8 @@ export class QemuMachine implements Machine {
   readonly #facts: QemuFacts;
   readonly #qmp: QmpTransport;
   readonly #monitor: QmpAddress;
-  readonly #guard: Guard;
-  readonly #patches = new Patches((gpa, original) => this.#guard.note({ kind: 'patch', gpa, original }));
+  readonly #guard = new Guard();
+  readonly #patches = new Patches((patches) => this.#guard.journal?.update({ patches }));
   readonly #workspace: Workspace;
   readonly #ram: ReadonlyMap<string, RamSource>;
   readonly #control: RunControl;
@@ -63,12 +73,24 @@ export class QemuMachine implements Machine {
   #capabilities: Capabilities;
   #handler: MachineHandler | undefined;
   #shutDown = false;
+  /** Under way, or over, after the gdbstub was lost. */
+  #recovery: Promise<void> | undefined;
+  /** Where in guest memory something could not be taken back. */
+  #left: readonly number[] = [];
 
-  /** Opens the machine behind `qmp` without touching the guest. The machine owns `qmp` from then on. @internal */
-  static async open(qmp: QmpTransport, monitor: QmpAddress): Promise<QemuMachine> {
+  /**
+   * Opens the machine behind `qmp`. The guest is not touched, but for what a kvmi that was killed has left in it, which
+   * `report` is told of. The machine owns `qmp` from then on. @internal
+   */
+  static async open(
+    qmp: QmpTransport,
+    monitor: QmpAddress,
+    report: (left: LeftBehind) => void,
+  ): Promise<QemuMachine> {
     let workspace: Workspace | undefined;
     try {
       const facts = await readFacts(qmp);
+      report(await repairLeftBehind(identityOfVm(facts.uuid, facts.pid, qmp, monitor), qmp));
       workspace = new Workspace(facts.pid);
       const ranges = parseMemoryTree(await qmp.hmp('info mtree -f'));
       const ram = await openRam(ranges, qmp, facts.pid, workspace);
@@ -89,12 +111,11 @@ export class QemuMachine implements Machine {
     ranges: ReturnType<typeof parseMemoryTree>,
   ) {
     this.name = facts.name;
-    this.uuid = facts.uuid;
+    this.uuid = Buffer.from(facts.uuid.replaceAll('-', ''), 'hex');
     this.startTime = facts.pid === undefined ? 0 : startTimeOf(facts.pid);
     this.#facts = facts;
     this.#qmp = qmp;
     this.#monitor = monitor;
-    this.#guard = new Guard(workspace);
     this.#workspace = workspace;
     this.#ram = ram;
     this.memory = new RegionMemory(
@@ -113,16 +134,17 @@ export class QemuMachine implements Machine {
     this.probes = facts.tcg ? new QemuProbes(this.#control, () => this.vcpus) : undefined;
     this.#states = new StateReader(qmp, workspace, facts.tscHz.length, facts.tcg);
     this.#breakpoints = new BreakpointTrap(this.#control, this.memory, (gva) =>
-      this.#guard.note({ kind: 'handler', gva: gva.toString(16) }),
+      this.#noteHandler(gva.toString(16)),
     );
     this.#capabilities = qemuCapabilities({ ...facts, noDeviceState: undefined });
     this.#injection = new Injection(this.#control, this.memory);
+    const onBorrow = (borrowed: BorrowedVcpu | null) => this.#guard.journal?.update({ borrowed });
     this.#instructions = {
-      cr: new InstructionTraps(this.#control, this.memory, 'cr'),
-      msr: new InstructionTraps(this.#control, this.memory, 'msr'),
-      xsetbv: new InstructionTraps(this.#control, this.memory, 'xsetbv'),
+      cr: new InstructionTraps(this.#control, this.memory, 'cr', onBorrow),
+      msr: new InstructionTraps(this.#control, this.memory, 'msr', onBorrow),
+      xsetbv: new InstructionTraps(this.#control, this.memory, 'xsetbv', onBorrow),
     };
-    const cpuid = new CpuidReader(this.#control, this.memory);
+    const cpuid = new CpuidReader(this.#control, this.memory, onBorrow);
     this.vcpus = facts.tscHz.map(
       (hz, i) => new QemuVcpu(i, hz, this.#control, cpuid, () => this.#capabilities),
     );
@@ -147,8 +169,10 @@ export class QemuMachine implements Machine {
     this.#handler = handler;
   }
 
+  /** What could not be taken back is reported by {@link close}. */
   async detach(): Promise<void> {
     await this.#control.end();
+    await this.#recovery;
     this.probes?.clear();
     this.#breakpoints.clear();
     this.#injection.clear();
@@ -192,12 +216,14 @@ export class QemuMachine implements Machine {
     process.kill(pid, 'SIGTERM');
   }
 
+  /** Throws E_DETACH when not everything could be taken back. What can be later is the guard's business then. */
   async close(): Promise<void> {
     await this.detach();
-    this.#guard.end();
     await this.#qmp.close();
     for (const source of this.#ram.values()) source.close();
-    this.#workspace.remove();
+    if (!this.#guard.journal) this.#workspace.remove();
+    await this.#guard.end();
+    if (this.#guard.journal ?? this.#left.length > 0) throw stays(this.name, this.#left);
   }
 
   #setStepping(vcpu: number, on: boolean): Promise<void> {
@@ -213,12 +239,17 @@ export class QemuMachine implements Machine {
   #write(gpa: number, from: Uint8Array, source: RamSource, offset: number): Awaitable<boolean> {
     const bytes = from.slice();
     return then(this.#qmp.claim(), () => {
-      if (!this.#facts.tcg && source.write) {
-        return then(this.#patches.note(this.memory, gpa, bytes), () => source.write!(offset, bytes));
+      if (!this.#facts.tcg && source.write && !isPatch(bytes)) {
+        return then(source.write(offset, bytes), (written) => {
+          if (written) this.#patches.written(gpa, bytes);
+          return written;
+        });
       }
       return this.#control.exclusive(async (gdb) => {
         await this.#patches.note(this.memory, gpa, bytes);
-        return gdb.writePhysical(gpa, bytes);
+        const written = await gdb.writePhysical(gpa, bytes);
+        if (written) this.#patches.written(gpa, bytes);
+        return written;
       });
     });
   }
@@ -231,23 +262,53 @@ export class QemuMachine implements Machine {
       deliver: (vcpu, hold, answer) => this.#injection.deliver(vcpu, hold, answer),
       attaching: (stub, running) => this.#attaching(stub, running),
       leaving: (vcpus) => this.#leaving(vcpus),
-      detached: () => this.#guard.note({ kind: 'detach' }),
+      detached: () => this.#guard.done(),
       paused: (paused) => {
-        this.#guard.note({ kind: 'running', running: !paused });
+        this.#guard.journal?.update({ running: !paused });
         if (paused) void this.#preUnhook('suspend');
       },
       lost: (error) => this.#lost(error),
     };
   }
 
-  #attaching(stub: StubPlan, running: boolean): void {
+  get #identity(): VmIdentity {
+    return identityOfVm(this.#facts.uuid, this.#facts.pid, this.#qmp, this.#monitor);
+  }
+
+  #attaching(stub: StubPlan, running: boolean): Promise<void> {
     const { tcg, tscHz } = this.#facts;
-    this.#guard.note({ kind: 'attach', monitor: this.#monitor, stub, vcpus: tscHz.length, tcg, running });
+    return this.#guard.begin({
+      vm: this.#identity,
+      monitor: this.#monitor,
+      vcpus: tscHz.length,
+      tcg,
+      workspace: this.#workspace.path,
+      stub,
+      running,
+    });
+  }
+
+  #noteHandler(gva: string): void {
+    const { journal } = this.#guard;
+    if (journal && !journal.state.handlers.includes(gva))
+      journal.update({ handlers: [...journal.state.handlers, gva] });
   }
 
   async #leaving(vcpus: readonly StoppedVcpu[]): Promise<void> {
     const memory = new StoppedMemory(this.memory, vcpus[0]!.gdb);
-    await this.#patches.restore(memory, vcpus, this.#breakpoints.handlers);
+    const left = await this.#patches.restore(memory, vcpus, this.#breakpoints.handlers);
+    this.#left = [...this.#left, ...left];
+  }
+
+  /** The gdbstub is lost, QEMU may live: what is in the VM is undone by another stub. */
+  async #recover(): Promise<void> {
+    const deadline = Date.now() + RECOVERY_MS;
+    for (let { journal } = this.#guard; journal && Date.now() < deadline; ) {
+      const attempt = new Repair(journal.path, journal.state).attempt(this.#qmp);
+      const outcome = await attempt.catch(() => 'again');
+      if (outcome !== 'again') return this.#guard.done();
+      await sleep(RECOVERY_PAUSE_MS);
+    }
   }
 
   async #stop(vcpu: number, stop: Stop): Promise<Answer> {
@@ -286,16 +347,30 @@ export class QemuMachine implements Machine {
   }
 
   #lost(error: Error): void {
+    this.#recovery = this.#recover();
     const handler = this.#handler;
     this.#handler = undefined;
     handler?.closed(this.#shutDown ? undefined : error);
   }
 }
 
+function stays(name: string, left: readonly number[]): KvmiError {
+  const where = left.map((gpa) => `0x${gpa.toString(16)}`).join(', ');
+  const what =
+    left.length > 0 ? `int3 stays in guest memory at ${where}` : 'what kvmi did could not be undone yet';
+  return new KvmiError('E_DETACH', `${name}: ${what}`, {
+    hint:
+      left.length > 0
+        ? 'Write the bytes that belong there (`kvmi write`): a guest that runs into int3 gets an exception that nobody takes.'
+        : 'The guard goes on while the VM lives; `kvmi repair VM` tells whether something is left.',
+    data: { left },
+  });
+}
+
 async function readFacts(qmp: QmpTransport): Promise<QemuFacts> {
   const [name, uuid, kvm, cpus, pid] = await Promise.all([
     qmp.execute('query-name'),
-    qmp.execute('query-uuid'),
+    uuidOf(qmp),
     qmp.execute('query-kvm'),
     qmp.execute('query-cpus-fast'),
     findQemuProcess(qmp),
@@ -309,7 +384,7 @@ async function readFacts(qmp: QmpTransport): Promise<QemuFacts> {
   const { name: given } = recordOf(name, 'the name');
   return {
     name: typeof given === 'string' && given !== '' ? given : qmp.where,
-    uuid: Buffer.from(String(recordOf(uuid, 'the UUID').UUID).replaceAll('-', ''), 'hex'),
+    uuid,
     tcg: recordOf(kvm, 'the accelerator').enabled !== true,
     pid,
     tscHz,

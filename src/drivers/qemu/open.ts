@@ -1,5 +1,6 @@
 import { KvmiError } from '../../error.ts';
 import { findQemuMachines } from './discover.ts';
+import type { LeftBehind } from './guard/left-behind.ts';
 import { QemuMachine } from './machine.ts';
 import { openQmp, type QmpAddress } from './open-qmp.ts';
 
@@ -7,12 +8,16 @@ import { openQmp, type QmpAddress } from './open-qmp.ts';
 export type QemuTarget = QmpAddress | { readonly pid: number };
 
 /**
- * Opens the QEMU machine that `target` names, without touching its guest. Errors: E_QMP_CONNECT, E_BUSY (something else
+ * Opens the QEMU machine that `target` names, without touching its guest, but that what a kvmi which was killed has left
+ * in it is undone first: `report` is told what became of it. Errors: E_QMP_CONNECT, E_BUSY (something else
  * than kvmi has its QMP socket), E_LIBVIRT, E_NO_MACHINE (no such process, or one that cannot be hooked, with the reason).
  */
-export async function openQemu(target: QemuTarget): Promise<QemuMachine> {
+export async function openQemu(
+  target: QemuTarget,
+  report: (left: LeftBehind) => void = () => {},
+): Promise<QemuMachine> {
   const address = 'pid' in target ? addressOf(target.pid) : target;
-  return QemuMachine.open(await openQmp(address), address);
+  return QemuMachine.open(await openQmp(address), address, report);
 }
 
 function addressOf(pid: number): QmpAddress {

@@ -33,6 +33,8 @@ export interface QmpConnection {
  * through.
  */
 export interface QmpTransport extends QmpConnection {
+  /** The process at the other end, where the kernel tells and it is QEMU's own socket. */
+  readonly peer: number | undefined;
   /**
    * To be called before anything about the VM is changed: reserves it for this process. Other processes of kvmi go on
    * reading it. Rejects with E_BUSY while another one has it.

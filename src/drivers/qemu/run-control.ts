@@ -8,7 +8,7 @@ import type { QmpTransport } from './qmp.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
 import { type Encounter, type Hold, type StoppedVcpu, type TrapPoint, VcpuRun } from './stopped-vcpu.ts';
-import { closeStub, isRunning, openStub, planStub, type StubPlan } from './stub.ts';
+import { addStub, closeStub, connectStub, isRunning, planStub, type StubPlan } from './stub.ts';
 import type { Workspace } from './workspace.ts';
 
 /** How long every vCPU waits for the answers of those that stopped, before the others run on without them. */
@@ -22,8 +22,8 @@ export interface RunControlOwner {
   readStates(gdb: GdbClient): Promise<CpuState[]>;
   /** Delivers the exception that was queued during a hold; answers what the handler is told, unless it has to wait. */
   deliver(vcpu: StoppedVcpu, hold: Hold, answer: Answer): Promise<Stop | undefined>;
-  /** The gdbstub is about to be attached. `running`: whether the VM runs until then. */
-  attaching(plan: StubPlan, running: boolean): void;
+  /** The gdbstub is about to be attached, when what is returned is done. `running`: whether the VM runs until then. */
+  attaching(plan: StubPlan, running: boolean): Promise<void>;
   /** Last chance to put things right before the vCPUs run alone. */
   leaving(vcpus: readonly StoppedVcpu[]): Promise<void>;
   /** The stub was given up, and the vCPUs run alone. */
@@ -231,8 +231,11 @@ export class RunControl {
     this.#plan = await planStub(this.#qmp, this.#workspace);
     const running = await isRunning(this.#qmp);
     this.#pausedByOthers = !running;
-    this.#owner.attaching(this.#plan, running);
-    const gdb = await openStub(this.#qmp, this.#plan);
+    await this.#owner.attaching(this.#plan, running);
+    const gdb = await this.#open(this.#plan).catch((error: unknown) => {
+      this.#owner.detached();
+      throw error;
+    });
     this.#gdb = gdb;
     gdb.listen(
       (reply) => {
@@ -243,6 +246,16 @@ export class RunControl {
         if (this.#gdb === gdb) this.#fail(error);
       },
     );
+  }
+
+  async #open(plan: StubPlan): Promise<GdbClient> {
+    await addStub(this.#qmp, plan, this.#workspace);
+    try {
+      return await connectStub(plan, this.#qmp);
+    } catch (error) {
+      await closeStub(this.#qmp, plan);
+      throw error;
+    }
   }
 
   /** Finds out what every vCPU that ran has stopped for. */

@@ -1,8 +1,7 @@
-import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { GdbClient } from './gdb.ts';
 import { type QmpConnection, recordOf, recordsOf } from './qmp.ts';
-import { WORKSPACE_PREFIX, type Workspace } from './workspace.ts';
+import { isWorkspaceSocket, type Workspace } from './workspace.ts';
 
 /** What is known of a VM's gdbstub before it is used. */
 export interface StubPlan {
@@ -12,6 +11,13 @@ export interface StubPlan {
   readonly own: boolean;
 }
 
+/** The character device of the gdbstub that a VM has, as QEMU describes it; undefined when it has none. */
+export async function chardevOf(qmp: QmpConnection): Promise<string | undefined> {
+  const chardevs = recordsOf(await qmp.execute('query-chardev'), 'the list of character devices');
+  const existing = chardevs.find(({ label }) => label === 'gdb');
+  return existing && String(existing.filename);
+}
+
 /**
  * The gdbstub that a VM has, if any, as its character device is described. E_BUSY when a debugger has it.
  *
@@ -19,10 +25,8 @@ export interface StubPlan {
  * detaches, and stop the VM for it.
  */
 export async function findFreeStub(qmp: QmpConnection): Promise<string | undefined> {
-  const chardevs = recordsOf(await qmp.execute('query-chardev'), 'the list of character devices');
-  const existing = chardevs.find(({ label }) => label === 'gdb');
-  if (existing === undefined) return undefined;
-  const filename = String(existing.filename);
+  const filename = await chardevOf(qmp);
+  if (filename === undefined) return undefined;
   if (filename.startsWith('disconnected:')) return filename.slice('disconnected:'.length);
   throw new KvmiError('E_BUSY', `a debugger is attached to the gdbstub of QEMU at ${qmp.where}`, {
     hint: 'A VM has one gdbstub with one client. Detach the debugger that uses it.',
@@ -32,15 +36,17 @@ export async function findFreeStub(qmp: QmpConnection): Promise<string | undefin
 
 /**
  * Decides which gdbstub to use. A VM has one: when it is there and free, it is used and left as it was; otherwise
- * one is added in `workspace`, which also replaces one that a killed host left.
+ * one is added in `workspace`, which replaces one that a killed host left.
  */
 export async function planStub(qmp: QmpConnection, workspace: Workspace): Promise<StubPlan> {
   const existing = await findFreeStub(qmp);
   const address = existing === undefined ? undefined : parseChardev(existing);
-  const abandoned =
-    address !== undefined && 'path' in address && address.path.includes(`/${WORKSPACE_PREFIX}`);
-  if (address !== undefined && !abandoned) return { address, own: false };
+  if (address !== undefined && !isOurs(address)) return { address, own: false };
   return { address: { path: workspace.socket }, own: true };
+}
+
+function isOurs(address: StubPlan['address']): boolean {
+  return 'path' in address && isWorkspaceSocket(address.path);
 }
 
 function parseChardev(filename: string): StubPlan['address'] | undefined {
@@ -57,10 +63,18 @@ export async function isRunning(qmp: QmpConnection): Promise<boolean> {
   return recordOf(await qmp.execute('query-status'), 'the status').running === true;
 }
 
-/** Adds the stub if it is ours, and connects: from then on the VM is stopped. */
-export async function openStub(qmp: QmpConnection, plan: StubPlan): Promise<GdbClient> {
+/** How QEMU calls the state that the VM is in: `running`, `paused`, `debug`, … */
+export async function statusOf(qmp: QmpConnection): Promise<string> {
+  return String(recordOf(await qmp.execute('query-status'), 'the status').status);
+}
+
+/** Adds the stub if it is ours. Nothing happens to the VM until somebody connects to it. */
+export async function addStub(qmp: QmpConnection, plan: StubPlan, workspace: Workspace): Promise<void> {
   const { address } = plan;
   if (plan.own && 'path' in address) {
+    workspace.create();
+    // QEMU adds a stub before it removes the one that it has, and refuses two.
+    if ((await findFreeStub(qmp)) !== undefined) await closeStub(qmp, plan);
     const printed = await qmp.hmp(`gdbserver unix:${address.path},server=on,wait=off`);
     if (!/Waiting for gdb connection/.test(printed)) {
       throw new KvmiError('E_GDB_ADD', `QEMU at ${qmp.where} could not add a gdbstub: ${printed.trim()}`, {
@@ -68,22 +82,16 @@ export async function openStub(qmp: QmpConnection, plan: StubPlan): Promise<GdbC
       });
     }
   }
-  try {
-    // QEMU's user may have put the socket of another VM in place of the one that was asked for.
-    return await connectStub(plan, plan.own ? (pid) => qmp.isServer(pid) : undefined);
-  } catch (error) {
-    await closeStub(qmp, plan);
-    throw error;
-  }
 }
 
-/** Connects to a stub that is there. */
-export function connectStub(
-  { address }: StubPlan,
-  isStub?: (pid: number) => Awaitable<boolean>,
-): Promise<GdbClient> {
+/**
+ * Connects to a stub that is there: from then on the VM is stopped. E_GDB_CONNECT when it is not that of the VM behind `qmp`;
+ * without one it is the caller who looks.
+ */
+export function connectStub({ address, own }: StubPlan, qmp?: QmpConnection): Promise<GdbClient> {
   const where = 'path' in address ? address.path : `${address.host}:${address.port}`;
-  return GdbClient.connect(address, where, isStub);
+  // QEMU's user may have put the socket of another VM in place of the one that was asked for.
+  return GdbClient.connect(address, where, own && qmp ? (pid) => qmp.isServer(pid) : undefined);
 }
 
 /** Removes a stub that is ours. Never throws: what is left at worst is an unused socket. */

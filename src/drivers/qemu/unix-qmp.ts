@@ -1,7 +1,7 @@
 import { connect, type Socket } from 'node:net';
 import { resolve } from 'node:path';
 import { KvmiError, messageOf } from '../../error.ts';
-import { peerOf } from '../../system/libc.ts';
+import { peerOf } from '../../system/peer.ts';
 import { listensOn } from '../../system/proc.ts';
 import { isQemu } from './process.ts';
 import {
@@ -81,7 +81,7 @@ export class UnixQmp implements QmpConnection {
 
   /** The process that listens on QEMU's socket: as the kernel has it, or as the one that shares its connection was told. */
   get server(): number | undefined {
-    return this.#holder ? this.#holder.server : peerOfSocket(this.#socket);
+    return this.#holder ? this.#holder.server : peerOf(this.#socket);
   }
 
   /** A socket that another program has made for QEMU is known by its path. */
@@ -89,6 +89,11 @@ export class UnixQmp implements QmpConnection {
     const { server } = this;
     if (server === pid) return true;
     return (server === undefined || !isQemu(server)) && listensOn(pid, resolve(this.where));
+  }
+
+  /** The process at the other end, where the kernel tells. */
+  get peer(): number | undefined {
+    return peerOf(this.#socket);
   }
 
   /** Whether the connection has ended. */
@@ -189,17 +194,6 @@ export class UnixQmp implements QmpConnection {
     for (const resolve of this.#idlers.splice(0)) resolve();
     for (const listener of this.#closedListeners) listener(error);
     this.#closedListeners.clear();
-  }
-}
-
-/** The process that listens where a socket is connected to; undefined where it cannot be told. */
-export function peerOfSocket(socket: Socket): number | undefined {
-  // Node.js gives the descriptor to nobody in another way.
-  const { fd = -1 } = (socket as { _handle?: { fd?: number } })._handle ?? {};
-  try {
-    return peerOf(fd);
-  } catch {
-    return undefined;
   }
 }
 

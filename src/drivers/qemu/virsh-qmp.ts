@@ -33,6 +33,7 @@ const RECONNECT_PAUSE_MS = 200;
  */
 export class VirshQmp implements QmpTransport {
   readonly where: string;
+  readonly peer = undefined;
   readonly #domain: string;
   readonly #options: readonly string[];
   readonly #eventListeners = new Set<(event: QmpEvent) => void>();

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import {
   chmodSync,
   closeSync,
@@ -5,8 +6,8 @@ import {
   existsSync,
   fchownSync,
   fstatSync,
+  lstatSync,
   mkdirSync,
-  mkdtempSync,
   openSync,
   readdirSync,
   readSync,
@@ -14,12 +15,13 @@ import {
   unlinkSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { KvmiError } from '../../error.ts';
 import { statusNumber } from '../../system/proc.ts';
 
 /** How the directories are named, so that what a killed host left can be recognised. */
 export const WORKSPACE_PREFIX = 'kvmi-qemu-';
+const NAME = new RegExp(`^${WORKSPACE_PREFIX}[0-9a-f]{16}$`);
 
 const { O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDWR } = constants;
 /** The directory in which QEMU's user may do what it wants, and the only name in it that is ours. */
@@ -27,6 +29,21 @@ const SOCKETS = 'sockets';
 const SOCKET = 'gdb';
 /** Others may reach what they know the name of, and see nothing. */
 const REACHABLE = 0o711;
+
+/** Whether a directory of that name in `parent` is one that a host side uses. */
+export function isWorkspace(parent: string, name: string): boolean {
+  return parent === parentDirectory() && NAME.test(name);
+}
+
+/** Whether a gdbstub at `path` was added by a host side. */
+export function isWorkspaceSocket(path: string): boolean {
+  const sockets = dirname(path);
+  return basename(path) === SOCKET && basename(sockets) === SOCKETS && NAME.test(basename(dirname(sockets)));
+}
+
+function parentDirectory(): string {
+  return existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
+}
 
 /**
  * A place (on tmpfs where there is one) through which QEMU hands out state and memory, and where it puts the socket of
@@ -37,18 +54,20 @@ const REACHABLE = 0o711;
  * that it has to make itself.
  */
 export class Workspace {
+  /** Where it is, or will be. */
+  readonly path: string;
   readonly #pid: number | undefined;
-  #path: string | undefined;
+  #created = false;
   #nextFile = 0;
 
-  /** The directory is made when it is first used, for the user of `pid` where this process may give files away. */
-  constructor(pid: number | undefined) {
+  /**
+   * The directory is made when it is first used, for the user of `pid` where this process may give files away. `path`: one
+   * that another process has planned, and may have made.
+   */
+  constructor(pid: number | undefined, path?: string) {
     this.#pid = pid;
-  }
-
-  get path(): string {
-    this.#path ??= this.#create();
-    return this.#path;
+    this.#created = path !== undefined && isDirectory(path);
+    this.path = path ?? join(parentDirectory(), `${WORKSPACE_PREFIX}${randomBytes(8).toString('hex')}`);
   }
 
   /** Where QEMU can make the socket of its gdbstub. */
@@ -65,6 +84,7 @@ export class Workspace {
     fill: (path: string) => Promise<unknown>,
     use: (bytes: Buffer) => T,
   ): Promise<T> {
+    this.create();
     const file = join(this.path, String(this.#nextFile++));
     const fd = openSync(file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
     try {
@@ -74,26 +94,26 @@ export class Workspace {
     } finally {
       closeSync(fd);
       // Once the directory is removed its name may be somebody else's.
-      if (this.#path !== undefined) unlinkSync(file);
+      if (this.#created) unlinkSync(file);
     }
   }
 
   remove(): void {
-    if (this.#path !== undefined) removeWorkspace(this.#path);
-    this.#path = undefined;
+    if (this.#created) removeWorkspace(this.path);
+    this.#created = false;
   }
 
-  #create(): string {
-    const parent = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
-    const path = mkdtempSync(join(parent, WORKSPACE_PREFIX));
-    mkdirSync(join(path, SOCKETS), { mode: 0o700 });
-    const fd = openSync(join(path, SOCKETS), O_DIRECTORY | O_NOFOLLOW);
+  create(): void {
+    if (this.#created) return;
+    mkdirSync(this.path, { mode: 0o700 });
+    this.#created = true;
+    mkdirSync(join(this.path, SOCKETS), { mode: 0o700 });
+    const fd = openSync(join(this.path, SOCKETS), O_DIRECTORY | O_NOFOLLOW);
     try {
-      if (this.#giveAway(fd)) chmodSync(path, REACHABLE);
+      if (this.#giveAway(fd)) chmodSync(this.path, REACHABLE);
     } finally {
       closeSync(fd);
     }
-    return path;
   }
 
   /** Gives a file to QEMU's user; false when it stays this process's. */
@@ -148,6 +168,10 @@ function openOwn(path: string): number | undefined {
   if (fstatSync(fd).uid === process.geteuid?.()) return fd;
   closeSync(fd);
   return undefined;
+}
+
+function isDirectory(path: string): boolean {
+  return lstatSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
 }
 
 function attempt(remove: () => void): void {

@@ -17,6 +17,8 @@ const COURTESY_MS = 300;
 export interface SharingOptions {
   /** Lets others use this connection while it lasts; yes unless told. */
   readonly offer?: boolean;
+  /** Which socket it has to be, see identityOf(): rejects with E_QMP_CLOSED when it is another one. */
+  readonly identity?: string;
 }
 
 /**
@@ -44,8 +46,8 @@ export class SharedQmp implements QmpTransport {
    * Connects, to QEMU or to the process that holds its socket. Rejects with E_QMP_CONNECT when the socket cannot be
    * reached, E_BUSY when it serves somebody who does not share.
    */
-  static async connect(path: string, { offer = true }: SharingOptions = {}): Promise<SharedQmp> {
-    const found = await findConnection(path, { directAfter: 0 });
+  static async connect(path: string, { offer = true, identity }: SharingOptions = {}): Promise<SharedQmp> {
+    const found = await findConnection(path, { directAfter: 0, ...(identity !== undefined && { identity }) });
     const qmp = new SharedQmp(path, found.identity, offer);
     await qmp.#use(found);
     return qmp;
@@ -55,6 +57,10 @@ export class SharedQmp implements QmpTransport {
     this.where = path;
     this.#identity = identity;
     this.#offers = offers;
+  }
+
+  get peer(): number | undefined {
+    return this.#connection?.shared ? undefined : this.#connection?.qmp.peer;
   }
 
   async execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown> {

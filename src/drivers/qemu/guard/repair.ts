@@ -1,0 +1,202 @@
+import { rmSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { KvmiError } from '../../../error.ts';
+import type { PhysicalMemory } from '../../../machine/memory.ts';
+import type { CpuState } from '../cpu-state.ts';
+import type { GdbClient } from '../gdb.ts';
+import { openQmp } from '../open-qmp.ts';
+import { Patches } from '../patches.ts';
+import type { QmpTransport } from '../qmp.ts';
+import { StateReader } from '../state-reader.ts';
+import { addStub, chardevOf, closeStub, connectStub, type StubPlan, statusOf } from '../stub.ts';
+import { Workspace } from '../workspace.ts';
+import type { BorrowedVcpu } from './borrowed-vcpu.ts';
+import { type JournalState, readJournal } from './journal.ts';
+import { exists, isAt } from './vm-identity.ts';
+
+/** How long the guest waits for the monitor, without which less is known of its vCPUs. */
+const MONITOR_MS = 20_000;
+/** A gdbstub that does not do in this time what is asked of it is given up for another one. */
+const UNDO_MS = 10_000;
+/** How long the VM is watched afterwards: a step that QEMU has not forgotten would stop it at once. */
+const SETTLE_MS = 100;
+
+/** How a try ended: what was in the VM is undone, the VM has ended, or it has to be tried again. */
+export type Attempt = 'repaired' | 'gone' | 'again';
+
+/**
+ * Undoes in a VM what a journal names: by the guard, by the host side that has lost its gdbstub, or by the next kvmi.
+ * Before each step it is looked whether it is still that VM; another one is never touched.
+ */
+export class Repair {
+  readonly #path: string;
+  #state: JournalState;
+
+  constructor(path: string, state: JournalState) {
+    this.#path = path;
+    this.#state = state;
+  }
+
+  /** One try. Rejects, like `again`, when it is not possible now. `own`: a monitor that this process holds already. */
+  async attempt(own?: QmpTransport): Promise<Attempt> {
+    const now = readJournal(this.#path);
+    if (!now) return 'repaired';
+    this.#state = now;
+    if (!this.#exists) return this.#done('gone');
+    if (own) return this.#through(own);
+    const opening = this.#openMonitor();
+    const waited = new AbortController();
+    const inTime = await Promise.race([
+      opening.catch(() => undefined),
+      sleep(MONITOR_MS, undefined, { signal: waited.signal }).catch(() => undefined),
+    ]);
+    waited.abort();
+    if (!inTime && this.#exists) await this.#withoutMonitor().catch(() => {});
+    const qmp = await opening.catch((error: unknown) => {
+      if (this.#exists) throw error;
+    });
+    if (!qmp) return this.#done('gone');
+    try {
+      return await this.#through(qmp);
+    } finally {
+      await qmp.close();
+    }
+  }
+
+  get #exists(): boolean {
+    return exists(this.#state.vm, this.#state.monitor);
+  }
+
+  #check(): void {
+    if (!this.#exists) throw new KvmiError('E_GONE', 'the VM has ended');
+  }
+
+  #done(outcome: 'repaired' | 'gone'): Attempt {
+    rmSync(this.#path, { force: true });
+    return outcome;
+  }
+
+  /** Nobody else is let in; who only reads makes room. */
+  async #openMonitor(): Promise<QmpTransport> {
+    const { monitor, vm } = this.#state;
+    const qmp = await openQmp(monitor, { offer: false, ...(vm.socket !== null && { identity: vm.socket }) });
+    try {
+      await qmp.claim();
+      return qmp;
+    } catch (error) {
+      await qmp.close();
+      throw error;
+    }
+  }
+
+  async #through(qmp: QmpTransport): Promise<Attempt> {
+    if (!(await isAt(this.#state.vm, qmp)) || !this.#exists) return this.#done('gone');
+    const { vm, workspace: path, stub } = this.#state;
+    const workspace = new Workspace(vm.pid ?? undefined, path);
+    try {
+      const plan = await this.#stub(qmp, stub, workspace);
+      this.#check();
+      await addStub(qmp, plan, workspace);
+      this.#check();
+      const gdb = await connectStub(plan, qmp);
+      const left = await this.#within(gdb, (client) => this.#undo(client, qmp, workspace));
+      this.#check();
+      await closeStub(qmp, plan);
+      if (left || !(await this.#runsAsWanted(qmp))) return 'again';
+    } finally {
+      workspace.remove();
+    }
+    return this.#done('repaired');
+  }
+
+  /** A stub of our own, instead of the one that was lost; a free one of somebody else as it is. */
+  async #stub(qmp: QmpTransport, before: StubPlan, workspace: Workspace): Promise<StubPlan> {
+    this.#check();
+    const existing = await chardevOf(qmp);
+    if (existing === undefined) return { address: { path: workspace.socket }, own: true };
+    if (before.own && existing.includes(`unix:${workspace.socket}`)) {
+      await closeStub(qmp, before);
+      return before;
+    }
+    if (!before.own && existing.startsWith('disconnected:')) return before;
+    throw new KvmiError('E_BUSY', 'a debugger is attached to the gdbstub');
+  }
+
+  /** The guest runs again even where the monitor is held by somebody who does not answer. */
+  async #withoutMonitor(): Promise<void> {
+    const { stub, vm } = this.#state;
+    this.#check();
+    const gdb = await connectStub(stub);
+    if (gdb.peer !== undefined && vm.pid !== null && gdb.peer !== vm.pid) return gdb.close();
+    await this.#within(gdb, (client) => this.#undo(client, undefined, undefined));
+  }
+
+  async #within<T>(gdb: GdbClient, work: (gdb: GdbClient) => Promise<T>): Promise<T> {
+    const timer = setTimeout(() => gdb.close(), UNDO_MS);
+    try {
+      return await work(gdb);
+    } finally {
+      clearTimeout(timer);
+      gdb.close();
+    }
+  }
+
+  /** With every vCPU stopped: guest code as it was, no breakpoint, no unfinished step. True when something is left. */
+  async #undo(
+    gdb: GdbClient,
+    qmp: QmpTransport | undefined,
+    workspace: Workspace | undefined,
+  ): Promise<boolean> {
+    const { patches: entries, handlers, borrowed, vcpus: count, tcg, running } = this.#state;
+    const patches = new Patches(() => {}, entries);
+    let states: Promise<CpuState[]> | undefined;
+    const readStates = async (): Promise<CpuState[]> => {
+      if (!qmp || !workspace) throw new Error('no monitor');
+      return new StateReader(qmp, workspace, count, tcg).read(gdb);
+    };
+    const vcpus = Array.from({ length: count }, (_, index) => ({
+      index,
+      gdb,
+      async state() {
+        states ??= readStates();
+        return (await states)[index]!;
+      },
+      changed() {},
+    }));
+    this.#check();
+    if (borrowed) await giveBack(gdb, borrowed);
+    const known = new Set(handlers.map((gva) => BigInt(`0x${gva}`)));
+    const left = await patches.restore(memoryOf(gdb), vcpus, known);
+    if (running) for (const { index } of vcpus) await gdb.forgetStep(index);
+    this.#check();
+    await gdb.detach(running);
+    return left.length > 0;
+  }
+
+  /** That the VM runs is seen twice: QEMU may stop it once more for what it had been asked before. */
+  async #runsAsWanted(qmp: QmpTransport): Promise<boolean> {
+    if (!this.#state.running) return true;
+    for (const stopped of [['debug', 'paused'], ['debug']]) {
+      this.#check();
+      if (stopped.includes(await statusOf(qmp))) return false;
+      await sleep(SETTLE_MS);
+    }
+    return true;
+  }
+}
+
+/** Every register is tried: what is refused is left as it is. */
+async function giveBack(gdb: GdbClient, { vcpu, registers }: BorrowedVcpu): Promise<void> {
+  await Promise.allSettled(
+    registers.map(([name, value]) => gdb.writeRegister(vcpu, name, BigInt(`0x${value}`))),
+  );
+}
+
+/** Guest memory as the gdbstub shows it. */
+function memoryOf(gdb: GdbClient): PhysicalMemory {
+  return {
+    regions: [],
+    read: (gpa, into) => gdb.readPhysical(gpa, into),
+    write: (gpa, from) => gdb.writePhysical(gpa, from),
+  };
+}
