@@ -151,9 +151,9 @@ describe('a host side of a QEMU machine and its guard', { skip: whyNoLinuxGuest(
 
   test('a stub that nobody uses any more is replaced', async () => {
     const abandoned = join('/dev/shm', `kvmi-qemu-${randomBytes(8).toString('hex')}`);
-    mkdirSync(abandoned);
+    mkdirSync(join(abandoned, 'sockets'), { recursive: true });
     try {
-      await vm.monitor.hmp(`gdbserver unix:${join(abandoned, 'gdb')},server=on,wait=off`);
+      await vm.monitor.hmp(`gdbserver unix:${join(abandoned, 'sockets', 'gdb')},server=on,wait=off`);
       const { code, stderr } = await kvmi(['break', target, FUNCTION, '-n', '2']);
       assert.equal(code, 0, stderr);
       await nothingLeft(vm, undefined);
