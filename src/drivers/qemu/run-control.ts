@@ -505,9 +505,11 @@ export class RunControl {
     this.#owner.detached();
   }
 
-  /** Lets QEMU forget the steps that it was told to do and did not report. */
+  /**
+   * Lets QEMU forget the steps that it was told to do and did not report, also in a VM that others have paused: they
+   * would stop it again and again once it is to go on.
+   */
   async #finishSteps(gdb: GdbClient): Promise<void> {
-    if (this.#pausedByOthers) return;
     for (const vcpu of this.vcpus) {
       if (!vcpu.stepUnfinished) continue;
       this.#expectResume();

@@ -167,7 +167,8 @@ export class Repair {
     if (borrowed) await giveBack(gdb, borrowed);
     const known = new Set(handlers.map((gva) => BigInt(`0x${gva}`)));
     const left = await patches.restore(memoryOf(gdb), vcpus, known);
-    if (running) for (const { index } of vcpus) await gdb.forgetStep(index);
+    // Also in a VM that others have paused: what is left would stop it again and again once it is to go on.
+    for (const { index } of vcpus) await gdb.forgetStep(index);
     this.#check();
     await gdb.detach(running);
     return left.length > 0;
