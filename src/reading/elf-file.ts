@@ -14,7 +14,6 @@ const HEADER = 64;
 const SECTION = 64;
 const SHT_NOBITS = 8;
 const MAX_SECTIONS = 65_536;
-export const SHF_EXECINSTR = 4;
 
 /** The sections of a 64-bit little-endian ELF file: a vmlinux. Throws a KvmiError with code E_ELF when it is none. */
 export function sectionsOf(file: Buffer): Section[] {
