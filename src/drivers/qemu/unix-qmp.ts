@@ -9,11 +9,11 @@ import {
   parseQmpMessage,
   QMP_TIMEOUT_MS,
   type QmpConnection,
-  type QmpEvent,
   type QmpHolder,
   type QmpMessage,
   qmpCommandError,
 } from './qmp.ts';
+import { QmpListeners } from './qmp-listeners.ts';
 
 /** How a connection is made. */
 export interface UnixQmpOptions {
@@ -31,19 +31,16 @@ interface Pending {
 }
 
 /** QMP on a Unix socket. QEMU's serves one client at a time, and greets it when its turn comes. */
-export class UnixQmp implements QmpConnection {
+export class UnixQmp extends QmpListeners implements QmpConnection {
   readonly where: string;
   readonly #socket: Socket;
   readonly #lines = new LineSplitter();
   readonly #pending = new Map<number, Pending>();
-  readonly #eventListeners = new Set<(event: QmpEvent) => void>();
-  readonly #closedListeners = new Set<(error?: Error) => void>();
   #nextId = 1;
   #greeted: (() => void) | undefined;
   #holder: QmpHolder | undefined;
   /** Who waits until no command waits. */
   readonly #idlers: (() => void)[] = [];
-  #ended: { readonly error: Error | undefined } | undefined;
 
   /** Connects and negotiates. Rejects with E_QMP_CONNECT when the socket cannot be reached. */
   static async connect(path: string, { where = path, signal }: UnixQmpOptions = {}): Promise<UnixQmp> {
@@ -63,6 +60,7 @@ export class UnixQmp implements QmpConnection {
   }
 
   private constructor(where: string, socket: Socket) {
+    super();
     this.where = where;
     this.#socket = socket;
     socket.on('data', (chunk) => this.#receive(chunk));
@@ -98,7 +96,7 @@ export class UnixQmp implements QmpConnection {
 
   /** Whether the connection has ended. */
   get ended(): boolean {
-    return this.#ended !== undefined;
+    return this.end !== undefined;
   }
 
   /** Resolves when no command waits for its answer. */
@@ -110,7 +108,7 @@ export class UnixQmp implements QmpConnection {
   }
 
   execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
-    if (this.#ended) return Promise.reject(this.#ended.error ?? closedError(this.where));
+    if (this.end) return Promise.reject(this.end.error ?? closedError(this.where));
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
@@ -125,16 +123,6 @@ export class UnixQmp implements QmpConnection {
   async hmp(line: string, cpuIndex?: number): Promise<string> {
     const args = { 'command-line': line, ...(cpuIndex === undefined ? {} : { 'cpu-index': cpuIndex }) };
     return String(await this.execute('human-monitor-command', args));
-  }
-
-  onEvent(listener: (event: QmpEvent) => void): () => void {
-    this.#eventListeners.add(listener);
-    return () => this.#eventListeners.delete(listener);
-  }
-
-  onClosed(listener: (error?: Error) => void): void {
-    if (this.#ended) queueMicrotask(() => listener(this.#ended?.error));
-    else this.#closedListeners.add(listener);
   }
 
   close(): void {
@@ -167,7 +155,7 @@ export class UnixQmp implements QmpConnection {
       return;
     }
     if (message.kind === 'event') {
-      for (const listener of this.#eventListeners) listener(message.event);
+      this.tell(message.event);
       return;
     }
     const pending = this.#pending.get(message.id as number);
@@ -184,16 +172,14 @@ export class UnixQmp implements QmpConnection {
   }
 
   #end(error: Error | undefined): void {
-    if (this.#ended) return;
-    this.#ended = { error };
-    for (const { timer, reject } of this.#pending.values()) {
-      clearTimeout(timer);
-      reject(error ?? closedError(this.where));
-    }
-    this.#pending.clear();
-    for (const resolve of this.#idlers.splice(0)) resolve();
-    for (const listener of this.#closedListeners) listener(error);
-    this.#closedListeners.clear();
+    this.finish(error, () => {
+      for (const { timer, reject } of this.#pending.values()) {
+        clearTimeout(timer);
+        reject(error ?? closedError(this.where));
+      }
+      this.#pending.clear();
+      for (const resolve of this.#idlers.splice(0)) resolve();
+    });
   }
 }
 

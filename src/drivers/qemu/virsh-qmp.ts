@@ -4,14 +4,8 @@ import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { commandLine } from '../../system/proc.ts';
 import { parseQemuArguments } from '../../system/qemu-arguments.ts';
-import {
-  LineSplitter,
-  parseQmpMessage,
-  type QmpEvent,
-  type QmpTransport,
-  qmpCommandError,
-  recordOf,
-} from './qmp.ts';
+import { LineSplitter, parseQmpMessage, type QmpTransport, qmpCommandError, recordOf } from './qmp.ts';
+import { QmpListeners } from './qmp-listeners.ts';
 import { findFreeStub } from './stub.ts';
 import { closedError } from './unix-qmp.ts';
 import { isDisconnection, spawnVirsh } from './virsh.ts';
@@ -31,13 +25,11 @@ const RECONNECT_PAUSE_MS = 200;
  * passes commands on. One virsh serves all commands, a second one reports the events. When libvirt's daemon is started
  * anew, so are they: commands wait for that.
  */
-export class VirshQmp implements QmpTransport {
+export class VirshQmp extends QmpListeners implements QmpTransport {
   readonly where: string;
   readonly peer = undefined;
   readonly #domain: string;
   readonly #options: readonly string[];
-  readonly #eventListeners = new Set<(event: QmpEvent) => void>();
-  readonly #closedListeners = new Set<(error?: Error) => void>();
   #shell: VirshShell;
   #events: ChildProcessWithoutNullStreams | undefined;
   /** Which run of the domain this is: libvirt gives a number to each. */
@@ -46,7 +38,6 @@ export class VirshQmp implements QmpTransport {
   #claimed = false;
   /** When libvirt's daemon was seen to be gone last. */
   #disconnected = 0;
-  #ended: { readonly error: Error | undefined } | undefined;
 
   /**
    * `uri` is virsh's connection URI; without it virsh chooses. E_NO_MACHINE when there is no such domain or it does not
@@ -66,6 +57,7 @@ export class VirshQmp implements QmpTransport {
   }
 
   private constructor(domain: string, uri: string | undefined) {
+    super();
     this.where = `libvirt domain ${domain}`;
     this.#domain = domain;
     this.#options = uri === undefined ? ['-q'] : ['-q', '-c', uri];
@@ -97,16 +89,6 @@ export class VirshQmp implements QmpTransport {
     return libvirt && uuid?.toLowerCase() === this.#instance?.uuid;
   }
 
-  onEvent(listener: (event: QmpEvent) => void): () => void {
-    this.#eventListeners.add(listener);
-    return () => this.#eventListeners.delete(listener);
-  }
-
-  onClosed(listener: (error?: Error) => void): void {
-    if (this.#ended) queueMicrotask(() => listener(this.#ended?.error));
-    else this.#closedListeners.add(listener);
-  }
-
   /** libvirt lets everybody in; the gdbstub is what only one can have. */
   claim(): Awaitable<void> {
     if (!this.#claimed) return this.#claim();
@@ -129,7 +111,7 @@ export class VirshQmp implements QmpTransport {
   async #run(line: string, what: string): Promise<string> {
     const deadline = Date.now() + RECONNECT_MS;
     for (let first = true; ; first = false) {
-      if (this.#ended) throw this.#ended.error ?? closedError(this.where);
+      if (this.end) throw this.end.error ?? closedError(this.where);
       try {
         if (!first || this.#shell.ended) {
           this.#reconnecting ??= this.#reconnect().finally(() => {
@@ -171,7 +153,7 @@ export class VirshQmp implements QmpTransport {
 
   /** Listens to the domain's events; when virsh ends, as it does with libvirt's daemon, again. */
   #watch(): void {
-    if (this.#ended) return;
+    if (this.end) return;
     const args = [...this.#options, 'qemu-monitor-event', '--loop', '--domain', this.#instance!.uuid];
     const child = spawnVirsh(args, true);
     this.#events = child;
@@ -201,7 +183,7 @@ export class VirshQmp implements QmpTransport {
     const match = EVENT.exec(line);
     if (match === null) return;
     const data = match[2]!.startsWith('{') ? recordOf(JSON.parse(match[2]!), 'the data of an event') : {};
-    for (const listener of this.#eventListeners) listener({ name: match[1]!, data });
+    this.tell({ name: match[1]!, data });
     if (match[1] === 'SHUTDOWN') this.#endSoon();
   }
 
@@ -214,12 +196,10 @@ export class VirshQmp implements QmpTransport {
   }
 
   #end(error: Error | undefined): void {
-    if (this.#ended) return;
-    this.#ended = { error };
-    this.#events?.kill('SIGKILL');
-    this.#shell.close(error ?? closedError(this.where));
-    for (const listener of this.#closedListeners) listener(error);
-    this.#closedListeners.clear();
+    this.finish(error, () => {
+      this.#events?.kill('SIGKILL');
+      this.#shell.close(error ?? closedError(this.where));
+    });
   }
 }
 

@@ -1,7 +1,8 @@
 import { rmSync } from 'node:fs';
 import type { Awaitable } from '../../../awaitable.ts';
 import { KvmiError } from '../../../error.ts';
-import type { QmpEvent, QmpTransport } from '../qmp.ts';
+import type { QmpTransport } from '../qmp.ts';
+import { QmpListeners } from '../qmp-listeners.ts';
 import { closedError, type UnixQmp } from '../unix-qmp.ts';
 import { heldError } from './busy.ts';
 import { type Found, findConnection } from './find.ts';
@@ -28,19 +29,16 @@ export interface SharingOptions {
  * When the holder ends, one of the others becomes it. Who wants to change the VM has to be the holder: it is given
  * the connection by a holder that only reads.
  */
-export class SharedQmp implements QmpTransport {
+export class SharedQmp extends QmpListeners implements QmpTransport {
   readonly where: string;
   readonly #identity: string;
   readonly #offers: boolean;
-  readonly #eventListeners = new Set<(event: QmpEvent) => void>();
-  readonly #closedListeners = new Set<(error?: Error) => void>();
   #connection: Found | undefined;
   #connecting: Promise<Found> | undefined;
   #offer: Offer | undefined;
   #claimed = false;
   /** Not before this time this process connects to QEMU itself. */
   #directAfter = 0;
-  #ended: { readonly error: Error | undefined } | undefined;
 
   /**
    * Connects, to QEMU or to the process that holds its socket. Rejects with E_QMP_CONNECT when the socket cannot be
@@ -54,6 +52,7 @@ export class SharedQmp implements QmpTransport {
   }
 
   private constructor(path: string, identity: string, offers: boolean) {
+    super();
     this.where = path;
     this.#identity = identity;
     this.#offers = offers;
@@ -82,16 +81,6 @@ export class SharedQmp implements QmpTransport {
 
   async isServer(pid: number): Promise<boolean> {
     return (await this.#connected()).qmp.isServer(pid);
-  }
-
-  onEvent(listener: (event: QmpEvent) => void): () => void {
-    this.#eventListeners.add(listener);
-    return () => this.#eventListeners.delete(listener);
-  }
-
-  onClosed(listener: (error?: Error) => void): void {
-    if (this.#ended) queueMicrotask(() => listener(this.#ended?.error));
-    else this.#closedListeners.add(listener);
   }
 
   claim(): Awaitable<void> {
@@ -136,7 +125,7 @@ export class SharedQmp implements QmpTransport {
 
   /** The connection in use, or another one when it is gone. */
   async #connected(): Promise<Found> {
-    if (this.#ended) throw this.#ended.error ?? closedError(this.where);
+    if (this.end) throw this.end.error ?? closedError(this.where);
     if (this.#connection && !this.#connection.qmp.ended) return this.#connection;
     this.#connecting ??= this.#reconnect().finally(() => {
       this.#connecting = undefined;
@@ -154,7 +143,7 @@ export class SharedQmp implements QmpTransport {
   }
 
   async #use(found: Found): Promise<void> {
-    if (this.#ended) {
+    if (this.end) {
       found.qmp.close();
       throw closedError(this.where);
     }
@@ -162,13 +151,13 @@ export class SharedQmp implements QmpTransport {
     if (found.shared) return;
     const { qmp } = found;
     qmp.onEvent((event) => {
-      for (const listener of this.#eventListeners) listener(event);
+      this.tell(event);
     });
     qmp.onClosed((error) => {
       if (this.#connection === found) this.#end(error);
     });
     const offer = await this.#publish(qmp);
-    if (this.#connection === found && !this.#ended) this.#offer = offer;
+    if (this.#connection === found && !this.end) this.#offer = offer;
     else await offer?.close();
   }
 
@@ -205,11 +194,9 @@ export class SharedQmp implements QmpTransport {
   }
 
   #end(error: Error | undefined): void {
-    if (this.#ended) return;
-    this.#ended = { error };
-    this.#offer?.withdraw();
-    for (const listener of this.#closedListeners) listener(error);
-    this.#closedListeners.clear();
+    this.finish(error, () => {
+      this.#offer?.withdraw();
+    });
   }
 }
 
