@@ -122,6 +122,22 @@ describe('a host side of a QEMU machine and its guard', { skip: whyNoLinuxGuest(
     await unharmed(vm, text);
   });
 
+  test('the VM is paused by somebody else during `kvmi break`: no breakpoint is left on any vCPU', async () => {
+    const host = new KvmiProcess(['break', target, FUNCTION, '-o', 'jsonl']);
+    await host.seen('stdout', /./);
+    const journal = journalOf(vm.pid);
+    await until(async () => {
+      await vm.monitor.execute('stop');
+      return journalOf(vm.pid)?.running === false;
+    }, 'the host side sees that the VM was paused');
+    host.kill('SIGKILL');
+    await nothingLeft(vm, journal);
+    assert.equal(await status(), 'paused');
+    await vm.monitor.execute('cont');
+    await unharmed(vm, text);
+    assert.equal(await status(), 'running');
+  });
+
   test(`QEMU stands still for ${STILL_MS / 1000} s while the host side is killed`, async () => {
     const { host, journal } = await armed();
     process.kill(vm.pid, 'SIGSTOP');

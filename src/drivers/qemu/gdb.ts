@@ -20,6 +20,10 @@ const PACKET_LIMIT = 1 << 16;
 /** What one qXfer can carry. */
 const XFER_CHUNK = 0xffb;
 const XFER_LIMIT = 1 << 20;
+/** How many threads are asked for; QEMU has no machine with more vCPUs. */
+const VCPU_LIMIT = 4096;
+/** An answer to qfThreadInfo or qsThreadInfo that names threads. */
+const THREADS = /^m[p0-9a-f.,]+$/;
 
 const INTERRUPT = Buffer.from('\x03');
 const ACKNOWLEDGEMENT = Buffer.from('+');
@@ -256,10 +260,23 @@ export class GdbClient {
     await supported.catch((error: KvmiError) => {
       throw error.code === 'E_GDB_TIMEOUT' ? busyError(this.#where) : error;
     });
-    // '?' also removes all breakpoints.
-    const [, target] = await Promise.all([this.command('?'), this.#readDocument('target.xml')]);
+    await this.#removeBreakpoints();
+    const target = await this.#readDocument('target.xml');
     const included = await Promise.all(includedDocuments(target).map((name) => this.#readDocument(name)));
     this.#registers = parseRegisters([target, ...included]);
+  }
+
+  /** '?' removes those of every vCPU, or, since QEMU 7.2, only those of the vCPU that Hc names. */
+  async #removeBreakpoints(): Promise<void> {
+    await this.command('?');
+    let list = await this.command('qfThreadInfo');
+    for (let vcpu = 0; vcpu < VCPU_LIMIT && THREADS.test(list); vcpu++) {
+      for (const thread of list.slice(1).split(',')) {
+        this.#check(`Hc${thread}`);
+        await this.command('?');
+      }
+      list = await this.command('qsThreadInfo');
+    }
   }
 
   async #readDocument(name: string): Promise<string> {
