@@ -95,7 +95,7 @@ export class BreakpointTrap implements TrapPoint {
     await this.#release(before?.handler, gdb);
     if (handler === undefined) return;
     this.#onHandler(handler);
-    await this.#control.addPoint(gdb, handler, this);
+    await this.#control.points.add(gdb, handler, this);
   }
 
   async examine(vcpu: StoppedVcpu): Promise<Encounter | undefined> {
@@ -137,7 +137,7 @@ export class BreakpointTrap implements TrapPoint {
   /** Removes the point at `handler` unless it is another vCPU's, too. */
   async #release(handler: bigint | undefined, gdb: GdbClient): Promise<void> {
     const shared = [...this.#resolved.values()].some((other) => other.handler === handler);
-    if (handler !== undefined && !shared) await this.#control.removePoint(gdb, handler, this);
+    if (handler !== undefined && !shared) await this.#control.points.remove(gdb, handler, this);
   }
 }
 

@@ -50,6 +50,7 @@ function wellBehaved(packet: string): string | undefined {
   if (packet.startsWith('qSupported'))
     return `${encodePacket('T02thread:p01.01;')}+${encodePacket('PacketSize=1000')}`;
   if (packet === '?') return encodePacket('T05thread:p01.01;');
+  if (packet === 'qC') return encodePacket('QCp01.01');
   if (packet.startsWith('qXfer')) return encodePacket(`l${TARGET}`);
   return encodePacket('OK');
 }
@@ -84,17 +85,16 @@ describe('the GDB client', () => {
     });
   });
 
-  test('selects the vCPU again after each stop, which selects another', async () => {
+  test('selects the vCPU in each write, as a stop selects another', async () => {
     const packets: string[] = [];
     const stub = (packet: string) => {
-      packets.push(packet);
+      if (packet !== 'qC') packets.push(packet);
       if (packet === 'c') return encodePacket('T05thread:p01.02;');
       return packet.startsWith('p') ? encodePacket('0100000000000000') : wellBehaved(packet);
     };
     await withStub(directory, stub, async (path) => {
       const gdb = await connect(path);
-      await gdb.readRegister(0, 'rip');
-      await gdb.readRegister(0, 'rip');
+      await Promise.all([gdb.readRegister(0, 'rip'), gdb.readRegister(0, 'rip')]);
       const stopped = gdb.nextStop();
       gdb.resume('c');
       assert.equal((await stopped).vcpu, 1);

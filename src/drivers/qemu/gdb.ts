@@ -3,20 +3,15 @@ import { connect, type NetConnectOpts, type Socket } from 'node:net';
 import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { registerFromHex, registerToHex } from '../../rsp/hex.ts';
-import { encodePacket, type Incoming, PacketReader } from '../../rsp/packets.ts';
-import { parseStopReply, type StopReply, threadId } from '../../rsp/stop-reply.ts';
+import { type StopReply, threadId } from '../../rsp/stop-reply.ts';
 import { type GdbRegister, includedDocuments, parseRegisters } from '../../rsp/target-description.ts';
 import { peerOf } from '../../system/peer.ts';
+import { closedError, GdbLink, type Stopped } from './gdb-link.ts';
 
 /** A gdbstub that serves another client accepts a connection but never answers. */
 const FIRST_ANSWER_TIMEOUT_MS = 1500;
-const COMMAND_TIMEOUT_MS = 10_000;
-/** QEMU stops its vCPUs within milliseconds, but first flushes its disks. */
-const STOP_TIMEOUT_MS = 30_000;
 /** What one `m` or `M` can carry: two characters a byte, in QEMU's buffer of 4096. */
 const MEMORY_CHUNK = 2000;
-/** No packet of QEMU is longer: its buffer holds 4096 bytes, and a byte takes at most two characters. */
-const PACKET_LIMIT = 1 << 16;
 /** What one qXfer can carry. */
 const XFER_CHUNK = 0xffb;
 const XFER_LIMIT = 1 << 20;
@@ -25,42 +20,20 @@ const VCPU_LIMIT = 4096;
 /** An answer to qfThreadInfo or qsThreadInfo that names threads. */
 const THREADS = /^m[p0-9a-f.,]+$/;
 
-const INTERRUPT = Buffer.from('\x03');
-const ACKNOWLEDGEMENT = Buffer.from('+');
-
 /** What to set a breakpoint on: Z1 is an execution breakpoint that leaves guest memory alone, Z3 watches reads. */
 export type BreakpointType = 1 | 3;
 
-interface Pending {
-  readonly command: string;
-  readonly timer: NodeJS.Timeout;
-  resolve(answer: string): void;
-  reject(error: Error): void;
-}
-
-/**
- * A client of QEMU's gdbstub.
- *
- * The stub is all-stop: it answers commands only while every vCPU is stopped, and any byte sent to it while the
- * guest runs stops the guest. {@link running} says which it is; commands are refused while it is true.
- * Commands are pipelined: they are answered in order, and none waits for the one before it.
- */
+/** A client of QEMU's gdbstub. */
 export class GdbClient {
   readonly #socket: Socket;
   readonly #where: string;
-  readonly #reader = new PacketReader({ limit: PACKET_LIMIT, repeats: true });
-  readonly #pending: Pending[] = [];
-  #running = false;
-  /** The first packets after connecting may be a stop reply that nobody asked for. */
-  #synchronising = true;
-  #unacknowledged = false;
+  readonly #link: GdbLink;
+  #connected = false;
   #registers: ReadonlyMap<string, GdbRegister> = new Map();
-  #selected = -1;
+  #selected: { readonly vcpu: number; readonly write: object | undefined } | undefined;
   #physical = false;
-  #ended: Error | undefined;
-  #onStop: (stop: StopReply) => void = () => {};
+  #onStop: (stop: Stopped) => void = () => {};
   #onClosed: (error: Error) => void = () => {};
-  #stopWaiters: { resolve(stop: StopReply): void; reject(error: Error): void }[] = [];
 
   /**
    * Connects, which stops the VM, and removes every breakpoint that an earlier client left. E_GDB_CONNECT when
@@ -86,12 +59,15 @@ export class GdbClient {
   private constructor(socket: Socket, where: string) {
     this.#socket = socket;
     this.#where = where;
-    socket.setNoDelay(true);
-    socket.on('data', (chunk) => this.#receive(chunk));
-    socket.on('error', (cause) => {
-      this.#end(this.#synchronising ? connectError(where, cause) : closedError(where));
-    });
-    socket.on('close', () => this.#end(closedError(where)));
+    this.#link = new GdbLink(
+      socket,
+      where,
+      (stop) => this.#onStop(stop),
+      (error) => this.#onClosed(error),
+    );
+    socket.on('error', (cause) =>
+      this.#link.end(this.#connected ? closedError(where) : connectError(where, cause)),
+    );
   }
 
   async #checkPeer(socket: Socket, isStub: (pid: number) => Awaitable<boolean>): Promise<void> {
@@ -110,80 +86,59 @@ export class GdbClient {
     return peerOf(this.#socket);
   }
 
-  /** True from {@link resume} until the stop reply. */
+  /** As {@link GdbLink.running} says. */
   get running(): boolean {
-    return this.#running;
+    return this.#link.running;
   }
 
-  /** `stopped` is called for each stop after a {@link resume}, `closed` once when the stub is gone. */
-  listen(stopped: (stop: StopReply) => void, closed: (error: Error) => void): void {
+  /** As {@link GdbLink.stops} says. */
+  get stops(): number {
+    return this.#link.stops;
+  }
+
+  /** `stopped` is called for each stop, `closed` once when the stub is gone. */
+  listen(stopped: (stop: Stopped) => void, closed: (error: Error) => void): void {
     this.#onStop = stopped;
     this.#onClosed = closed;
   }
 
-  /** Sends one command and answers the payload of its reply. */
-  command(command: string, timeoutMs = COMMAND_TIMEOUT_MS): Promise<string> {
-    if (this.#ended) return Promise.reject(this.#ended);
-    if (this.#running) {
-      return Promise.reject(
-        new KvmiError('E_GDB_PROTOCOL', `${command}: the guest runs, the gdbstub does not listen`),
-      );
-    }
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => this.#abort(timeoutError(command, this.#where)), timeoutMs);
-      this.#pending.push({ command, timer, resolve, reject });
-      this.#send(encodePacket(command));
-    });
+  /** As {@link GdbLink.command} says. */
+  command(command: string, timeoutMs?: number): Promise<string> {
+    return this.#link.command(command, timeoutMs);
   }
 
-  /** Lets vCPUs run as `command` (`c`, `vCont;…`) says. */
+  /** As {@link GdbLink.resume} says. */
   resume(command: string): void {
-    if (this.#ended || this.#running) return;
-    this.#running = true;
-    this.#send(encodePacket(command));
+    this.#link.resume(command);
   }
 
-  /** Resolves with the next stop. E_GDB_TIMEOUT when there is none in time. */
-  nextStop(timeoutMs = STOP_TIMEOUT_MS): Promise<StopReply> {
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => reject(timeoutError('a stop', this.#where)), timeoutMs);
-      this.#stopWaiters.push({
-        resolve: (stop) => {
-          clearTimeout(timer);
-          resolve(stop);
-        },
-        reject: (error) => {
-          clearTimeout(timer);
-          reject(error);
-        },
-      });
-      if (this.#ended) this.#rejectStopWaiters(this.#ended);
-    });
+  /** As {@link GdbLink.nextStop} says. */
+  nextStop(): Promise<Stopped> {
+    return this.#link.nextStop();
+  }
+
+  /** As {@link GdbLink.interrupt} says. */
+  interrupt(): Promise<void> {
+    return this.#link.interrupt();
   }
 
   /**
    * Makes QEMU forget that it was to step a vCPU: a step that it has not reported would stop the VM even after
-   * detaching. QEMU forgets it at a stop that it attributes to that vCPU, which is the one that Hc names.
+   * detaching. QEMU forgets it at a stop that it attributes to that vCPU, which is the one that Hc names. The vCPU is let run
+   * for that, against a breakpoint where it is; `resuming` is called before each time.
    */
-  async forgetStep(vcpu: number): Promise<void> {
+  async forgetStep(vcpu: number, resuming: () => void = () => {}): Promise<void> {
+    const rip = await this.readRegister(vcpu, 'rip');
+    await this.setBreakpoint(1, rip, 1);
     for (let stop: StopReply | undefined; stop?.vcpu !== vcpu; ) {
       await this.command(`Hc${threadId(vcpu)}`);
       const stopped = this.nextStop();
+      resuming();
       this.resume(`vCont;c:${threadId(vcpu)}`);
-      this.interrupt();
+      void this.interrupt();
       stop = await stopped;
     }
-  }
-
-  /** Asks for a stop; the stop reply comes even when something else stops the guest first. */
-  interrupt(): void {
-    // The stub drops what comes before the acknowledgement that it waits for.
-    if (!this.#ended && this.#running) this.#send(INTERRUPT);
-  }
-
-  /** The guest runs though it was not resumed from here: somebody else let it. */
-  assumeRunning(): void {
-    this.#running = true;
+    await this.removeBreakpoint(1, rip, 1);
   }
 
   /** The registers of the target, by the names of the target description. */
@@ -251,8 +206,7 @@ export class GdbClient {
   }
 
   close(): void {
-    this.#end(closedError(this.#where));
-    this.#socket.destroy();
+    this.#link.abort(closedError(this.#where));
   }
 
   async #synchronise(): Promise<void> {
@@ -264,6 +218,7 @@ export class GdbClient {
     const target = await this.#readDocument('target.xml');
     const included = await Promise.all(includedDocuments(target).map((name) => this.#readDocument(name)));
     this.#registers = parseRegisters([target, ...included]);
+    this.#connected = true;
   }
 
   /** '?' removes those of every vCPU, or, since QEMU 7.2, only those of the vCPU that Hc names. */
@@ -295,10 +250,12 @@ export class GdbClient {
     }
   }
 
+  /** In each write anew: a stop selects the vCPU that it is attributed to, and may have come before the write. */
   #select(vcpu: number): void {
-    if (vcpu === this.#selected) return;
-    this.#selected = vcpu;
+    const { open } = this.#link;
+    if (open && open === this.#selected?.write && vcpu === this.#selected.vcpu) return;
     this.#check(`Hg${threadId(vcpu)}`);
+    this.#selected = { vcpu, write: this.#link.open };
   }
 
   #usePhysicalAddresses(): void {
@@ -309,7 +266,7 @@ export class GdbClient {
 
   /** Sends a command whose failure makes what follows meaningless. */
   #check(command: string): void {
-    this.#expectOk(command).catch((error) => this.#abort(error));
+    this.#expectOk(command).catch((error) => this.#link.abort(error));
   }
 
   async #expectOk(command: string): Promise<void> {
@@ -319,71 +276,6 @@ export class GdbClient {
     throw new KvmiError('E_GDB_REFUSED', `the gdbstub at ${this.#where} ${what} ${command.slice(0, 60)}`, {
       data: { command, answer },
     });
-  }
-
-  /**
-   * The acknowledgement of the last packet goes out with the next one: alone it could stop a running guest. What is sent
-   * without waiting in between goes out as one piece, so that a process which is killed has written all registers or none.
-   */
-  #send(packet: Uint8Array): void {
-    if (this.#socket.writableCorked === 0) {
-      this.#socket.cork();
-      process.nextTick(() => this.#socket.uncork());
-    }
-    this.#socket.write(this.#unacknowledged ? Buffer.concat([ACKNOWLEDGEMENT, packet]) : packet);
-    this.#unacknowledged = false;
-  }
-
-  #receive(chunk: Buffer): void {
-    for (const incoming of this.#reader.feed(chunk)) this.#take(incoming);
-  }
-
-  #take(incoming: Incoming): void {
-    if (incoming.kind === 'packet') this.#dispatch(Buffer.from(incoming.data).toString('latin1'));
-    else if (incoming.kind === 'corrupt' || incoming.kind === 'oversized')
-      this.#abort(damagedError(this.#where));
-  }
-
-  #dispatch(payload: string): void {
-    this.#unacknowledged = true;
-    if (this.#running) {
-      const stop = parseStopReply(payload);
-      if (stop === undefined) return;
-      this.#running = false;
-      // The stub selects the vCPU that the stop is attributed to.
-      this.#selected = -1;
-      for (const waiter of this.#stopWaiters.splice(0)) waiter.resolve(stop);
-      this.#onStop(stop);
-      return;
-    }
-    if (this.#synchronising) {
-      if (parseStopReply(payload) !== undefined) return;
-      this.#synchronising = false;
-    }
-    const pending = this.#pending.shift();
-    if (!pending) return;
-    clearTimeout(pending.timer);
-    pending.resolve(payload);
-  }
-
-  #abort(error: Error): void {
-    this.#end(error);
-    this.#socket.destroy();
-  }
-
-  #end(error: Error): void {
-    if (this.#ended) return;
-    this.#ended = error;
-    for (const { timer, reject } of this.#pending.splice(0)) {
-      clearTimeout(timer);
-      reject(error);
-    }
-    this.#rejectStopWaiters(error);
-    this.#onClosed(error);
-  }
-
-  #rejectStopWaiters(error: Error): void {
-    for (const waiter of this.#stopWaiters.splice(0)) waiter.reject(error);
   }
 }
 
@@ -404,22 +296,4 @@ function busyError(where: string): KvmiError {
   return new KvmiError('E_BUSY', `the gdbstub at ${where} is in use: it does not answer`, {
     hint: 'A VM has one gdbstub with one client. Detach the debugger that uses it.',
   });
-}
-
-function closedError(where: string): KvmiError {
-  return new KvmiError(
-    'E_GDB_CLOSED',
-    `the connection to the gdbstub at ${where} is closed: QEMU has ended or dropped it`,
-  );
-}
-
-function damagedError(where: string): KvmiError {
-  return new KvmiError('E_GDB_PROTOCOL', `a packet of the gdbstub at ${where} is damaged or has no end`);
-}
-
-function timeoutError(command: string, where: string): KvmiError {
-  return new KvmiError(
-    'E_GDB_TIMEOUT',
-    `the gdbstub at ${where} did not answer ${command.slice(0, 40)} in time`,
-  );
 }

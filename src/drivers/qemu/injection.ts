@@ -41,7 +41,7 @@ export class Injection implements TrapPoint {
     }
     if (!state.halted) return this.#deliverNow(vcpu, exception);
     this.#waiting.set(vcpu.index, { exception, rip: state.rip });
-    await this.#control.addPoint(vcpu.gdb, state.rip, this);
+    await this.#control.points.add(vcpu.gdb, state.rip, this);
     return undefined;
   }
 
@@ -50,7 +50,7 @@ export class Injection implements TrapPoint {
     if (waiting === undefined || (await vcpu.state()).halted) return undefined;
     this.#waiting.delete(vcpu.index);
     const shared = [...this.#waiting.values()].some(({ rip }) => rip === waiting.rip);
-    if (!shared) await this.#control.removePoint(vcpu.gdb, waiting.rip, this);
+    if (!shared) await this.#control.points.remove(vcpu.gdb, waiting.rip, this);
     const stop = await this.#deliverNow(vcpu, waiting.exception);
     return {
       stop,

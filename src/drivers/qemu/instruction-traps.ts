@@ -208,8 +208,8 @@ export class InstructionTraps implements TrapPoint {
     const fresh = [...wanted].filter((gva) => !this.#points.has(gva));
     this.#points = wanted;
     await Promise.all([
-      ...gone.map((gva) => this.#control.removePoint(gdb, gva, this)),
-      ...fresh.map((gva) => this.#control.addPoint(gdb, gva, this)),
+      ...gone.map((gva) => this.#control.points.remove(gdb, gva, this)),
+      ...fresh.map((gva) => this.#control.points.add(gdb, gva, this)),
     ]);
   }
 

@@ -34,7 +34,7 @@ export class QemuProbes implements MachineProbes {
     const point = new ProbePoint((vcpu) => hit(this.#vcpus()[vcpu]!));
     this.#points.set(address, point);
     try {
-      await this.#control.exclusive((gdb) => this.#control.addPoint(gdb, address, point));
+      await this.#control.exclusive((gdb) => this.#control.points.add(gdb, address, point));
     } catch (error) {
       this.#points.delete(address);
       throw isRefusal(error) ? exhausted(address, error) : error;
@@ -46,7 +46,7 @@ export class QemuProbes implements MachineProbes {
     if (this.#points.get(address) !== point) return;
     this.#points.delete(address);
     point.hit = undefined;
-    await this.#control.exclusive((gdb) => this.#control.removePoint(gdb, address, point));
+    await this.#control.exclusive((gdb) => this.#control.points.remove(gdb, address, point));
   }
 
   /** Forgets what is set, with its points. */

@@ -1,14 +1,17 @@
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { type Answer, CONTINUE, CRASH, type Stop } from '../../machine/stops.ts';
-import { SIGTRAP, type StopReply, threadId } from '../../rsp/stop-reply.ts';
+import { SIGTRAP, threadId } from '../../rsp/stop-reply.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
+import type { Stopped } from './gdb-link.ts';
+import { Others } from './others.ts';
 import type { QmpTransport } from './qmp.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
-import { type Encounter, type Hold, type StoppedVcpu, type TrapPoint, VcpuRun } from './stopped-vcpu.ts';
+import { type Encounter, type Hold, type StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
 import { addStub, closeStub, connectStub, isRunning, planStub, type StubPlan } from './stub.ts';
+import { TrapPoints } from './trap-points.ts';
 import type { Workspace } from './workspace.ts';
 
 /** How long every vCPU waits for the answers of those that stopped, before the others run on without them. */
@@ -48,19 +51,20 @@ interface Task {
  */
 export class RunControl {
   readonly vcpus: readonly VcpuRun[];
+  readonly points: TrapPoints;
+  readonly others: Others;
   readonly #qmp: QmpTransport;
   readonly #workspace: Workspace;
   readonly #owner: RunControlOwner;
-  readonly #points = new Map<bigint, TrapPoint[]>();
   readonly #tasks: Task[] = [];
   readonly #wake = new Signal();
   #gdb: GdbClient | undefined;
   #plan: StubPlan | undefined;
-  #reply: StopReply | undefined;
-  #interrupted = false;
-  #pausedByOthers = false;
-  /** RESUME events that are due because of our own doing. */
-  #resumesDue = 0;
+  #reply: Stopped | undefined;
+  /** vCPUs that came after the machine was opened and are at a trap point, which is nobody's for them. */
+  readonly #strangers = new Set<number>();
+  /** Somebody else has let the VM run, and no stop has been seen since. */
+  #resumedByOthers = false;
   #loop: Promise<void> | undefined;
   #ending = false;
   #lost: Error | undefined;
@@ -70,9 +74,15 @@ export class RunControl {
     this.#workspace = workspace;
     this.#owner = owner;
     this.vcpus = Array.from({ length: vcpuCount }, (_, index) => new VcpuRun(index));
-    qmp.onEvent(({ name }) => {
-      if (name === 'RESUME') this.#resumed();
-    });
+    this.points = new TrapPoints(
+      (vcpu) => this.stopped(vcpu, this.#gdb!),
+      () => this.#lost !== undefined,
+    );
+    this.others = new Others(
+      qmp,
+      () => this.#resumed(),
+      (paused) => owner.paused(paused),
+    );
     qmp.onClosed((error) =>
       this.#fail(error ?? new KvmiError('E_QMP_CLOSED', 'the monitor connection was closed')),
     );
@@ -120,37 +130,6 @@ export class RunControl {
     return run.hold?.state ?? this.exclusive((gdb) => this.#state(run, gdb));
   }
 
-  /** Sets a trap point, with every vCPU stopped. Points do not touch guest memory. */
-  async addPoint(gdb: GdbClient, gva: bigint, point: TrapPoint): Promise<void> {
-    const there = this.#points.get(gva) ?? [];
-    if (there.includes(point)) return;
-    this.#points.set(
-      gva,
-      [...there, point].sort((a, b) => a.order - b.order),
-    );
-    if (there.length > 0) return;
-    try {
-      await gdb.setBreakpoint(1, gva, 1);
-    } catch (error) {
-      this.#points.delete(gva);
-      throw error;
-    }
-  }
-
-  async removePoint(gdb: GdbClient, gva: bigint, point: TrapPoint): Promise<void> {
-    const there = this.#points.get(gva);
-    if (!there?.includes(point)) return;
-    if (there.length > 1) {
-      this.#points.set(
-        gva,
-        there.filter((other) => other !== point),
-      );
-    } else {
-      this.#points.delete(gva);
-      await gdb.removeBreakpoint(1, gva, 1);
-    }
-  }
-
   /** A vCPU for a task, which runs with every vCPU stopped. */
   stopped(vcpu: number, gdb: GdbClient): StoppedVcpu {
     const run = this.vcpus[vcpu]!;
@@ -168,13 +147,14 @@ export class RunControl {
    */
   async stepAlone(vcpu: number, gdb: GdbClient, timeoutMs?: number): Promise<boolean> {
     const run = this.vcpus[vcpu]!;
-    this.#expectResume();
+    this.others.expectResume();
     const stopped = gdb.nextStop();
-    const timer = timeoutMs === undefined ? undefined : setTimeout(() => gdb.interrupt(), timeoutMs);
+    const timer = timeoutMs === undefined ? undefined : setTimeout(() => void gdb.interrupt(), timeoutMs);
     gdb.resume(`vCont;s:${threadId(vcpu)}`);
-    const { signal } = await stopped;
+    const { signal, asked } = await stopped;
     clearTimeout(timer);
     this.#reply = undefined;
+    if (signal !== SIGTRAP && !asked) await this.others.stopped();
     run.stepUnfinished = signal !== SIGTRAP;
     forget(run);
     return signal === SIGTRAP;
@@ -200,8 +180,6 @@ export class RunControl {
   async #run(): Promise<void> {
     try {
       for (;;) {
-        await this.#stop();
-        await this.#collect();
         await this.#serve();
         if (this.#ending) break;
         await this.#resume();
@@ -218,10 +196,10 @@ export class RunControl {
     const gdb = this.#gdb;
     if (gdb === undefined) {
       await this.#attach();
-    } else if (gdb.running) {
-      this.#interrupted = true;
-      const stopped = gdb.nextStop();
-      gdb.interrupt();
+    } else if (gdb.running || this.#resumedByOthers) {
+      const stopped = gdb.running ? gdb.nextStop() : undefined;
+      this.#resumedByOthers = false;
+      await gdb.interrupt();
       await stopped;
     }
   }
@@ -230,12 +208,14 @@ export class RunControl {
     await this.#qmp.claim();
     this.#plan = await planStub(this.#qmp, this.#workspace);
     const running = await isRunning(this.#qmp);
-    this.#pausedByOthers = !running;
     await this.#owner.attaching(this.#plan, running);
-    const gdb = await this.#open(this.#plan).catch((error: unknown) => {
+    const gdb = await this.#open(this.#plan, running).catch(async (error: unknown) => {
+      await this.others.end();
       this.#owner.detached();
       throw error;
     });
+    // Connecting has stopped the VM, which is reported if it ran.
+    if (gdb.stops === 0) this.others.expectStops();
     this.#gdb = gdb;
     gdb.listen(
       (reply) => {
@@ -248,7 +228,8 @@ export class RunControl {
     );
   }
 
-  async #open(plan: StubPlan): Promise<GdbClient> {
+  async #open(plan: StubPlan, running: boolean): Promise<GdbClient> {
+    await this.others.begin(running);
     await addStub(this.#qmp, plan, this.#workspace);
     try {
       return await connectStub(plan, this.#qmp);
@@ -264,58 +245,19 @@ export class RunControl {
     const gdb = this.#gdb!;
     this.#reply = undefined;
     if (reply === undefined) return;
-    const interrupted = this.#interrupted;
-    this.#interrupted = false;
-    if (reply.signal !== SIGTRAP && !interrupted && !this.#pausedByOthers) {
-      this.#pausedByOthers = true;
-      this.#owner.paused(true);
-    }
+    this.#resumedByOthers = false;
+    const trapped = reply.signal === SIGTRAP;
+    if (!trapped && !reply.asked) await this.others.stopped();
+    await this.others.settle(gdb.stops);
+    // Others may have let them run.
+    for (const { hold } of this.vcpus) if (hold) hold.state = undefined;
     const ran = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.crashed);
     const rips = await Promise.all(ran.map(({ index }) => gdb.readRegister(index, 'rip')));
-    for (const [i, vcpu] of ran.entries()) {
-      const reported = reply.signal === SIGTRAP && reply.vcpu === vcpu.index;
-      await this.#examine(vcpu, rips[i]!, reported);
-    }
-  }
-
-  async #examine(vcpu: VcpuRun, rip: bigint, reported: boolean): Promise<void> {
-    const moved = vcpu.rip !== rip;
-    const stepped = vcpu.stepUnfinished && (moved || reported);
-    vcpu.rip = rip;
-    vcpu.state = undefined;
-    if (reported) vcpu.stepUnfinished = false;
-    // A step may end before its instruction (a start-up IPI); none of those at trap points leads back to itself.
-    if (moved) vcpu.stepOver = false;
-    const points = vcpu.stepOver ? [] : (this.#points.get(rip) ?? []);
-    vcpu.ahead = points;
-    const encounter = await this.#meet(vcpu);
-    if (points.length > 0 && encounter === undefined) vcpu.stepOver = vcpu.rip === rip;
-    // An int3 that was stepped onto is an exit for another reason than the step, and comes before it.
-    const failed = encounter?.stop?.kind === 'breakpoint';
-    const step: Stop[] = stepped && vcpu.stepping ? [{ kind: 'singlestep', failed }] : [];
-    const met = encounter === undefined ? [] : [encounter];
-    vcpu.queue.push(...(failed ? [...met, ...step] : [...step, ...met]));
-  }
-
-  /** What the vCPU meets next where it is. */
-  async #meet(vcpu: VcpuRun): Promise<Encounter | undefined> {
-    let encounter: Encounter | undefined;
-    while (encounter === undefined && vcpu.ahead.length > 0) {
-      const [point, ...rest] = vcpu.ahead;
-      vcpu.ahead = rest;
-      encounter = await this.#ask(point!, vcpu);
-    }
-    return encounter;
-  }
-
-  /** What a point cannot make sense of (memory that is not there any more) concerns nobody. */
-  async #ask(point: TrapPoint, vcpu: VcpuRun): Promise<Encounter | undefined> {
-    try {
-      return await point.examine(this.stopped(vcpu.index, this.#gdb!));
-    } catch (error) {
-      if (this.#lost) throw error;
-      return undefined;
-    }
+    const stops = ran.filter((vcpu, i) => this.points.stopsAt(vcpu, rips[i]!)).length - (trapped ? 1 : 0);
+    if (stops > 0) await this.others.stoppedAtOnce(stops, gdb.stops);
+    const reported = trapped ? reply.vcpu : undefined;
+    if (reported !== undefined && !this.vcpus[reported]) this.#strangers.add(reported);
+    for (const [i, vcpu] of ran.entries()) await this.points.examine(vcpu, rips[i]!, reported === vcpu.index);
   }
 
   /** Calls the handler for what was found, and waits until the vCPUs that can run should run. */
@@ -323,13 +265,15 @@ export class RunControl {
     const deadline = Date.now() + GRACE_MS;
     for (;;) {
       await this.#stop();
+      await this.#collect();
       await this.#runTasks();
       for (const vcpu of this.vcpus) await this.#advance(vcpu);
       if (this.#ending || this.#lost) return;
       if (this.#tasks.length > 0) continue;
       if (!this.vcpus.some(({ hold }) => hold)) return;
       if (this.vcpus.some(({ hold }) => hold?.answer)) continue;
-      const someCanRun = !this.#pausedByOthers && this.vcpus.some((vcpu) => !vcpu.hold && !vcpu.crashed);
+      if (this.#reply) continue;
+      const someCanRun = !this.others.paused && this.vcpus.some((vcpu) => !vcpu.hold && !vcpu.crashed);
       const patience = someCanRun ? deadline - Date.now() : undefined;
       if (patience !== undefined && patience <= 0) return;
       await this.#wake.wait(patience);
@@ -398,35 +342,39 @@ export class RunControl {
       vcpu.ahead = [];
     }
     vcpu.hold = undefined;
-    if (hold.encounter) await this.#meetRest(vcpu);
-  }
-
-  /** The instruction is to be executed: those that are to be asked after what was settled are. */
-  async #meetRest(vcpu: VcpuRun): Promise<void> {
-    if (!vcpu.stepOver || vcpu.crashed || this.#ending) vcpu.ahead = [];
-    if (vcpu.ahead.length === 0) return;
-    const rip = await this.#gdb!.readRegister(vcpu.index, 'rip');
-    vcpu.rip = rip;
-    const encounter = await this.#meet(vcpu);
-    if (encounter) vcpu.queue.unshift(encounter);
-    // One that was asked may have carried the instruction out.
-    vcpu.stepOver = encounter === undefined && vcpu.rip === rip;
+    if (hold.encounter && !this.#ending) await this.points.meetRest(vcpu);
   }
 
   async #resume(): Promise<void> {
     const gdb = this.#gdb!;
     const running = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.crashed);
-    if (this.#pausedByOthers || running.length === 0 || gdb.running) return;
+    if (running.length === 0 || gdb.running || !(await this.others.mayRun(gdb.stops))) return;
     const steps = running.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
-    for (const vcpu of steps) {
-      vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
-      vcpu.stepUnfinished = true;
-    }
-    const all = steps.length === 0 && running.length === this.vcpus.length;
-    const actions = running.map((vcpu) => `;${steps.includes(vcpu) ? 's' : 'c'}:${threadId(vcpu.index)}`);
+    for (const vcpu of steps) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
+    // Others have let it run meanwhile.
+    if (this.#reply) return;
+    for (const vcpu of steps) vcpu.stepUnfinished = true;
     for (const vcpu of running) vcpu.state = undefined;
-    this.#expectResume();
-    gdb.resume(all ? 'c' : `vCont${actions.join('')}`);
+    this.others.expectResume();
+    gdb.resume(this.#actions(running, steps));
+    this.#resumedByOthers = false;
+    void this.#lookBack(gdb);
+  }
+
+  /** `s` for those that step and `c` for the others; with nobody held, for vCPUs that are not known here, too. */
+  #actions(running: readonly VcpuRun[], steps: readonly VcpuRun[]): string {
+    const stepping = [...steps.map(({ index }) => index), ...this.#strangers];
+    this.#strangers.clear();
+    const all = running.length === this.vcpus.length;
+    if (stepping.length === 0 && all) return 'c';
+    const rest = running.filter((vcpu) => !steps.includes(vcpu)).map(({ index }) => `;c:${threadId(index)}`);
+    return `vCont${stepping.map((vcpu) => `;s:${threadId(vcpu)}`).join('')}${all ? ';c' : rest.join('')}`;
+  }
+
+  /** Others may have stopped the VM just before it was let run: then it is stopped again. */
+  async #lookBack(gdb: GdbClient): Promise<void> {
+    const stop = await this.others.stoppedBefore(() => gdb.stops).catch(() => false);
+    if (stop && this.#gdb === gdb) this.exclusive(async () => {}).catch(() => {});
   }
 
   /** Waits until there is something to do with the guest stopped. */
@@ -458,25 +406,12 @@ export class RunControl {
     return vcpu.state!;
   }
 
-  /** Counts a RESUME event that will come because of us. */
-  #expectResume(): void {
-    this.#resumesDue++;
-  }
-
-  /** QEMU runs. When that is somebody else's doing, vCPUs that are held run too, and are stopped again. */
+  /** Somebody else lets the VM run, and with it vCPUs that are held or stepped. */
   #resumed(): void {
-    if (this.#resumesDue > 0) {
-      this.#resumesDue--;
-      return;
-    }
     if (!this.#gdb || this.#gdb.running) return;
-    this.#gdb.assumeRunning();
-    if (this.#pausedByOthers) {
-      this.#pausedByOthers = false;
-      this.#owner.paused(false);
-    }
-    // A task makes the loop stop the guest again, and find out where its vCPUs are.
-    if (this.vcpus.some(({ hold }) => hold)) this.exclusive(async () => {}).catch(() => {});
+    this.#resumedByOthers = true;
+    const alone = this.vcpus.some(({ hold, stepping }) => hold ?? stepping);
+    if (alone) this.exclusive(async () => {}).catch(() => {});
   }
 
   async #leave(): Promise<void> {
@@ -489,18 +424,19 @@ export class RunControl {
     // Whatever fails, the vCPUs are let go.
     await this.#owner.leaving(stopped).catch(() => {});
     await this.#finishSteps(gdb);
-    for (const [gva, points] of this.#points) {
-      for (const point of points) await this.removePoint(gdb, gva, point);
-    }
+    await this.points.clear(gdb);
     for (const vcpu of this.vcpus) {
       vcpu.requested = vcpu.stepping = vcpu.stepOver = vcpu.crashed = false;
       vcpu.rip = vcpu.state = undefined;
       vcpu.ahead = [];
       vcpu.queue.length = 0;
     }
+    const run = await this.others.mayRun(gdb.stops);
     this.#gdb = undefined;
-    if (!this.#pausedByOthers) this.#expectResume();
-    await gdb.detach(!this.#pausedByOthers);
+    if (run) this.others.expectResume();
+    await gdb.detach(run);
+    if (run && (await this.others.stoppedBefore(() => gdb.stops))) await this.#qmp.execute('stop');
+    await this.others.end();
     await closeStub(this.#qmp, this.#plan!);
     this.#owner.detached();
   }
@@ -512,8 +448,7 @@ export class RunControl {
   async #finishSteps(gdb: GdbClient): Promise<void> {
     for (const vcpu of this.vcpus) {
       if (!vcpu.stepUnfinished) continue;
-      this.#expectResume();
-      await gdb.forgetStep(vcpu.index);
+      await gdb.forgetStep(vcpu.index, () => this.others.expectResume());
       vcpu.stepUnfinished = false;
     }
     this.#reply = undefined;

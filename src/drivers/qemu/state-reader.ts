@@ -24,13 +24,22 @@ export class StateReader {
   readonly #workspace: Workspace;
   readonly #vcpus: number;
   readonly #tcg: boolean;
+  readonly #onStop: () => void;
   #checked = false;
 
-  constructor(qmp: QmpConnection, workspace: Workspace, vcpus: number, tcg: boolean) {
+  /** `onStop` is told of each command that stops the VM on its way, also when it is stopped. */
+  constructor(
+    qmp: QmpConnection,
+    workspace: Workspace,
+    vcpus: number,
+    tcg: boolean,
+    onStop: () => void = () => {},
+  ) {
     this.#qmp = qmp;
     this.#workspace = workspace;
     this.#vcpus = vcpus;
     this.#tcg = tcg;
+    this.#onStop = onStop;
   }
 
   async read(gdb: GdbClient): Promise<CpuState[]> {
@@ -51,7 +60,10 @@ export class StateReader {
   #readDeviceState(): Promise<SavedCpu[]> {
     return this.#workspace.receive(
       DEVICE_STATE_LIMIT,
-      (filename) => this.#qmp.execute('xen-save-devices-state', { filename, live: false }),
+      (filename) => {
+        this.#onStop();
+        return this.#qmp.execute('xen-save-devices-state', { filename, live: false });
+      },
       (bytes) => parseDeviceState(bytes, this.#vcpus).map((sections) => new SavedCpu(sections, this.#tcg)),
     );
   }

@@ -8,6 +8,7 @@ import { openQmp } from '../open-qmp.ts';
 import { Patches } from '../patches.ts';
 import type { QmpTransport } from '../qmp.ts';
 import { StateReader } from '../state-reader.ts';
+import { StopCounter } from '../stop-counter.ts';
 import { addStub, chardevOf, closeStub, connectStub, type StubPlan, statusOf } from '../stub.ts';
 import { Workspace } from '../workspace.ts';
 import type { BorrowedVcpu } from './borrowed-vcpu.ts';
@@ -102,6 +103,7 @@ export class Repair {
       const left = await this.#within(gdb, (client) => this.#undo(client, qmp, workspace));
       this.#check();
       await closeStub(qmp, plan);
+      await new StopCounter(qmp).remove();
       if (left || !(await this.#runsAsWanted(qmp))) return 'again';
     } finally {
       workspace.remove();

@@ -1,0 +1,172 @@
+import type { QmpConnection } from './qmp.ts';
+import { StopCounter } from './stop-counter.ts';
+import { isRunning } from './stub.ts';
+
+/** How long a resume waits for what others want: a monitor that is not answered must not hold the guest. */
+const LOOK_MS = 1000;
+
+/**
+ * Whether others – a user of the monitor, a management layer, a backup – want the VM stopped.
+ *
+ * A `stop` of theirs changes nothing and sends no event while the gdbstub has stopped the VM. So the stops are counted,
+ * by QEMU: those that are more than our own are others'. A `cont` is a RESUME event that is not due to us, and is the last
+ * word about every stop before it.
+ */
+export class Others {
+  readonly #qmp: QmpConnection;
+  readonly #counter: StopCounter;
+  readonly #changed: (paused: boolean) => void;
+  #paused = false;
+  #counted = 0;
+  /** Stops that QEMU counts and the gdbstub does not report, and others' that have been taken into account. */
+  #known = 0;
+  /** What is counted at the next look says nothing of what others want. */
+  #void = false;
+  /** RESUME events that will come because of us. */
+  #resumesDue = 0;
+  #active = false;
+  /** A look that was not answered yet. */
+  #look: Promise<void> | undefined;
+
+  /** `resumed` is called when somebody else lets the VM run, `changed` when others have changed what they want. */
+  constructor(qmp: QmpConnection, resumed: () => void, changed: (paused: boolean) => void) {
+    this.#qmp = qmp;
+    this.#counter = new StopCounter(qmp);
+    this.#changed = changed;
+    qmp.onEvent(({ name }) => {
+      if (name !== 'RESUME' || !this.#active) return;
+      if (this.#resumesDue > 0) {
+        this.#resumesDue--;
+        return;
+      }
+      this.#void = true;
+      this.#set(false);
+      resumed();
+    });
+  }
+
+  /** Whether others want the VM stopped, as far as is known. */
+  get paused(): boolean {
+    return this.#paused;
+  }
+
+  /** To be called before the gdbstub is attached, with whether the VM runs. */
+  async begin(running: boolean): Promise<void> {
+    await this.#counter.add();
+    this.#counted = this.#known = this.#resumesDue = 0;
+    this.#void = false;
+    this.#paused = !running;
+    this.#active = true;
+  }
+
+  /** To be called when the gdbstub is given up. */
+  async end(): Promise<void> {
+    this.#active = false;
+    await this.#counter.remove();
+  }
+
+  /** A resume of ours comes. */
+  expectResume(): void {
+    this.#resumesDue++;
+  }
+
+  /** QEMU is told to stop the VM by us, and the gdbstub will not report it, or not each time. */
+  expectStops(count = 1): void {
+    this.#known += count;
+  }
+
+  /** Stops that were counted so far were made by something else that others do, such as a snapshot. */
+  ignoreStops(): void {
+    this.#void = true;
+  }
+
+  /** The gdbstub says that somebody else stopped the VM. What is in force is what they asked last. */
+  async stopped(): Promise<void> {
+    const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
+    if (running) return;
+    this.#resumesDue = 0;
+    this.#set(true);
+  }
+
+  /**
+   * Several vCPUs may have come to a breakpoint at once: QEMU stops the VM for each of them, and reports one. `most` is
+   * how many stops this may have been beyond those that the gdbstub `reported`. To be called right after the stop.
+   */
+  async stoppedAtOnce(most: number, reported: number): Promise<void> {
+    await this.#count();
+    this.#known += Math.min(most, Math.max(0, this.#excess(reported)));
+  }
+
+  /** To be called at each stop: what others did before they let the VM run is over. */
+  async settle(reported: number): Promise<void> {
+    if (!this.#void) return;
+    await this.#count();
+    this.#takeExcess(reported);
+  }
+
+  /** With the VM stopped by us, after `reported` stops: whether it may run on. */
+  async mayRun(reported: number): Promise<boolean> {
+    if (this.#paused) return false;
+    await this.#count();
+    if (this.#takeExcess(reported)) this.#set(true);
+    return !this.#paused;
+  }
+
+  /**
+   * With the VM let run by us, after `reported` stops: whether others had stopped it between {@link mayRun} and that. False
+   * when it has been stopped again since: then the next look tells.
+   */
+  async stoppedBefore(reported: () => number): Promise<boolean> {
+    const before = reported();
+    const counted = this.#count();
+    const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
+    await counted;
+    if (!running || reported() !== before || !this.#takeExcess(before)) return false;
+    this.#set(true);
+    return true;
+  }
+
+  #excess(reported: number): number {
+    return this.#counted - this.#known - reported;
+  }
+
+  /** Whether others have stopped the VM since the last look. */
+  #takeExcess(reported: number): boolean {
+    const excess = this.#excess(reported);
+    const meant = excess > 0 && !this.#void;
+    this.#known += Math.max(0, excess);
+    this.#void = false;
+    return meant;
+  }
+
+  async #count(): Promise<void> {
+    if (this.#look) await inTime(this.#look);
+    if (this.#look) return;
+    const look = this.#counter.take().then(
+      (stops) => {
+        this.#counted += stops;
+        this.#look = undefined;
+      },
+      () => {
+        this.#look = undefined;
+      },
+    );
+    this.#look = look;
+    await inTime(look);
+  }
+
+  #set(paused: boolean): void {
+    if (this.#paused === paused) return;
+    this.#paused = paused;
+    this.#changed(paused);
+  }
+}
+
+/** What `work` comes to, or undefined when that takes too long. */
+function inTime<T>(work: Promise<T>): Promise<T | undefined> {
+  let timer: NodeJS.Timeout;
+  const late = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), LOOK_MS);
+  });
+  return Promise.race([work, late]).finally(() => clearTimeout(timer));
+}

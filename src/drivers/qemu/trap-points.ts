@@ -1,0 +1,111 @@
+import type { Stop } from '../../machine/stops.ts';
+import type { GdbClient } from './gdb.ts';
+import type { Encounter, StoppedVcpu, TrapPoint, VcpuRun } from './stopped-vcpu.ts';
+
+/** The trap points of a machine, by address, and what vCPUs meet there. Points do not touch guest memory. */
+export class TrapPoints {
+  readonly #points = new Map<bigint, TrapPoint[]>();
+  readonly #stopped: (vcpu: number) => StoppedVcpu;
+  readonly #lost: () => boolean;
+
+  /** `stopped` gives a vCPU while all are stopped; `lost` whether the gdbstub is gone. */
+  constructor(stopped: (vcpu: number) => StoppedVcpu, lost: () => boolean) {
+    this.#stopped = stopped;
+    this.#lost = lost;
+  }
+
+  /** With every vCPU stopped. */
+  async add(gdb: GdbClient, gva: bigint, point: TrapPoint): Promise<void> {
+    const there = this.#points.get(gva) ?? [];
+    if (there.includes(point)) return;
+    this.#points.set(
+      gva,
+      [...there, point].sort((a, b) => a.order - b.order),
+    );
+    if (there.length > 0) return;
+    try {
+      await gdb.setBreakpoint(1, gva, 1);
+    } catch (error) {
+      this.#points.delete(gva);
+      throw error;
+    }
+  }
+
+  async remove(gdb: GdbClient, gva: bigint, point: TrapPoint): Promise<void> {
+    const there = this.#points.get(gva);
+    if (!there?.includes(point)) return;
+    if (there.length > 1) {
+      this.#points.set(
+        gva,
+        there.filter((other) => other !== point),
+      );
+    } else {
+      this.#points.delete(gva);
+      await gdb.removeBreakpoint(1, gva, 1);
+    }
+  }
+
+  async clear(gdb: GdbClient): Promise<void> {
+    for (const gva of this.#points.keys()) await gdb.removeBreakpoint(1, gva, 1);
+    this.#points.clear();
+  }
+
+  /** Whether a vCPU that is now at `rip` may have had QEMU stop the VM. */
+  stopsAt(vcpu: VcpuRun, rip: bigint): boolean {
+    const moved = vcpu.rip !== rip;
+    return (vcpu.stepUnfinished && moved) || (this.#points.has(rip) && (moved || !vcpu.stepOver));
+  }
+
+  /** Finds out what a vCPU that ran and is now at `rip` has stopped for. `reported`: QEMU says that it was this vCPU. */
+  async examine(vcpu: VcpuRun, rip: bigint, reported: boolean): Promise<void> {
+    const moved = vcpu.rip !== rip;
+    const stepped = vcpu.stepUnfinished && (moved || reported);
+    vcpu.rip = rip;
+    vcpu.state = undefined;
+    if (reported) vcpu.stepUnfinished = false;
+    // A step may end before its instruction (a start-up IPI); none of those at trap points leads back to itself.
+    if (moved) vcpu.stepOver = false;
+    const points = vcpu.stepOver ? [] : (this.#points.get(rip) ?? []);
+    vcpu.ahead = points;
+    const encounter = await this.#meet(vcpu);
+    if (points.length > 0 && encounter === undefined) vcpu.stepOver = vcpu.rip === rip;
+    // An int3 that was stepped onto is an exit for another reason than the step, and comes before it.
+    const failed = encounter?.stop?.kind === 'breakpoint';
+    const step: Stop[] = stepped && vcpu.stepping ? [{ kind: 'singlestep', failed }] : [];
+    const met = encounter === undefined ? [] : [encounter];
+    vcpu.queue.push(...(failed ? [...met, ...step] : [...step, ...met]));
+  }
+
+  /** An instruction is to be executed: those points that are to be asked after what was settled are. */
+  async meetRest(vcpu: VcpuRun): Promise<void> {
+    if (!vcpu.stepOver || vcpu.crashed) vcpu.ahead = [];
+    if (vcpu.ahead.length === 0) return;
+    const rip = await this.#stopped(vcpu.index).gdb.readRegister(vcpu.index, 'rip');
+    vcpu.rip = rip;
+    const encounter = await this.#meet(vcpu);
+    if (encounter) vcpu.queue.unshift(encounter);
+    // One that was asked may have carried the instruction out.
+    vcpu.stepOver = encounter === undefined && vcpu.rip === rip;
+  }
+
+  /** What the vCPU meets next where it is. */
+  async #meet(vcpu: VcpuRun): Promise<Encounter | undefined> {
+    let encounter: Encounter | undefined;
+    while (encounter === undefined && vcpu.ahead.length > 0) {
+      const [point, ...rest] = vcpu.ahead;
+      vcpu.ahead = rest;
+      encounter = await this.#ask(point!, vcpu);
+    }
+    return encounter;
+  }
+
+  /** What a point cannot make sense of (memory that is not there any more) concerns nobody. */
+  async #ask(point: TrapPoint, vcpu: VcpuRun): Promise<Encounter | undefined> {
+    try {
+      return await point.examine(this.#stopped(vcpu.index));
+    } catch (error) {
+      if (this.#lost()) throw error;
+      return undefined;
+    }
+  }
+}

@@ -1,0 +1,133 @@
+import assert from 'node:assert/strict';
+import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
+import { openQemu, type QemuMachine } from '../../src/drivers/qemu/index.ts';
+import { introspect } from '../../src/introspect.ts';
+import type { Guest } from '../../src/tool/index.ts';
+import { syscallProgram } from '../kit/elf.ts';
+import { nothingLeft, unharmed } from '../kit/guarded.ts';
+import { KernelText, symbolsOf } from '../kit/kernel-text.ts';
+import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
+
+/* Others – somebody at the VM's other monitor – stop the VM and let it run while it is hooked. */
+
+/** A system call that no program makes by itself, and the kernel's function for it. */
+const SYSCALL = 146;
+const FUNCTION = '__x64_sys_sched_get_priority_max';
+const CALLS = 30;
+const ROUNDS = 60;
+const PATIENCE_MS = 60_000;
+
+const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+
+describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => {
+  let vm: LinuxGuest;
+  let text: KernelText;
+  let address: bigint;
+  let machine: QemuMachine;
+  let guest: Guest;
+  let closed: Error | undefined;
+
+  before(async () => {
+    vm = await LinuxGuest.boot({
+      smp: 2,
+      files: [{ path: 'bin/call', content: syscallProgram(SYSCALL, CALLS) }],
+    });
+    address = (await symbolsOf(vm, [FUNCTION]))[FUNCTION]!;
+    text = await KernelText.of(vm);
+    await vm.run('(while true; do call; done) >/dev/null 2>&1 & true');
+  });
+  after(() => vm?.kill());
+  beforeEach(async () => {
+    machine = await openQemu({ qmp: vm.qmp });
+    guest = await introspect(machine);
+    closed = undefined;
+    void guest.closed.then((error) => {
+      closed = error;
+    });
+  });
+  afterEach(async () => {
+    await guest.detach();
+    await machine.close();
+    await nothingLeft(vm, undefined);
+    await unharmed(vm, text);
+    const nodes = JSON.stringify(await vm.monitor.execute('query-named-block-nodes'));
+    assert.doesNotMatch(nodes, /"node-name":"kvmi/, 'no block node is left');
+  });
+
+  async function running(): Promise<boolean> {
+    return ((await vm.monitor.execute('query-status')) as { running: boolean }).running;
+  }
+
+  /** Whether the VM comes to a stop and stays stopped: what was under way when it was told to is over then. */
+  async function staysStopped(): Promise<boolean> {
+    let stopped = 0;
+    for (let looks = 0; looks < 200 && stopped < 20; looks++) {
+      await pause(3);
+      stopped = (await running()) ? 0 : stopped + 1;
+    }
+    return stopped === 20;
+  }
+
+  async function hitsAgain(probe: { readonly hits: number }): Promise<boolean> {
+    const { hits } = probe;
+    for (const deadline = Date.now() + PATIENCE_MS; probe.hits < hits + 2; await pause(1))
+      if (Date.now() > deadline || closed) return false;
+    return true;
+  }
+
+  for (const held of [0, 1, 30]) {
+    test(`${ROUNDS} rounds, vCPUs held for ${held} ms: none is lost`, async () => {
+      const probe = await guest.probes.at(address, () => pause(held));
+      const lost: string[] = [];
+      for (let round = 0; round < ROUNDS; round++) {
+        await pause(5 + ((round * 7) % 53));
+        await vm.monitor.execute('stop');
+        if (!(await staysStopped())) lost.push(`stop ${round}`);
+        await vm.monitor.execute('cont');
+        if (!(await hitsAgain(probe))) lost.push(`cont ${round}`);
+      }
+      assert.deepEqual(lost, []);
+      assert.equal(closed, undefined);
+      await probe.remove();
+    });
+  }
+
+  test('cont while a vCPU is held: it stays held, and nothing is mixed up', async () => {
+    const seen = new Set<bigint>();
+    let held = 0;
+    const probe = await guest.probes.at(address, async ({ vcpu }) => {
+      const { rip } = await vcpu.registers();
+      seen.add(rip);
+      held++;
+      for (let i = 0; i < 5; i++) await vm.monitor.execute('cont');
+      seen.add((await vcpu.registers()).rip);
+    });
+    while (held < 20 && !closed) await pause(5);
+    assert.equal(closed, undefined);
+    assert.deepEqual([...seen], [address]);
+    assert.ok(await hitsAgain(probe));
+    await probe.remove();
+  });
+
+  test('a stop while a vCPU is held is in force after unhook', async () => {
+    let hit = () => {};
+    const first = new Promise<void>((resolve) => {
+      hit = resolve;
+    });
+    let go = () => {};
+    const held = new Promise<void>((resolve) => {
+      go = resolve;
+    });
+    await guest.probes.at(address, async () => {
+      hit();
+      await held;
+    });
+    await first;
+    await vm.monitor.execute('stop');
+    go();
+    await guest.detach();
+    assert.equal(await running(), false);
+    assert.ok(await staysStopped());
+    await vm.monitor.execute('cont');
+  });
+});
