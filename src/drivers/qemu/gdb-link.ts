@@ -1,4 +1,4 @@
-import type { Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { KvmiError } from '../../error.ts';
 import { encodePacket, type Incoming, PacketReader } from '../../rsp/packets.ts';
 import { parseStopReply, SIGINT, type StopReply } from '../../rsp/stop-reply.ts';
@@ -54,7 +54,7 @@ interface Waiter {
  * Commands are pipelined: they are answered in order, and none waits for the one before it.
  */
 export class GdbLink {
-  readonly #socket: Socket;
+  readonly #socket: Duplex;
   readonly #where: string;
   readonly #reader = new PacketReader({ limit: PACKET_LIMIT, repeats: true });
   readonly #pending: Pending[] = [];
@@ -73,7 +73,7 @@ export class GdbLink {
 
   /** `onStop` is called for each stop, `onClosed` once when the connection has ended. */
   constructor(
-    socket: Socket,
+    socket: Duplex,
     where: string,
     onStop: (stop: Stopped) => void,
     onClosed: (error: Error) => void,
@@ -82,7 +82,6 @@ export class GdbLink {
     this.#where = where;
     this.#onStop = onStop;
     this.#onClosed = onClosed;
-    socket.setNoDelay(true);
     socket.on('data', (chunk) => {
       for (const incoming of this.#reader.feed(chunk)) this.#take(incoming);
     });

@@ -59,6 +59,7 @@ export class GdbClient {
   private constructor(socket: Socket, where: string) {
     this.#socket = socket;
     this.#where = where;
+    socket.setNoDelay(true);
     this.#link = new GdbLink(
       socket,
       where,

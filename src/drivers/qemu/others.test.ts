@@ -1,0 +1,142 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { KvmiError } from '../../error.ts';
+import { Others } from './others.ts';
+import type { QmpConnection, QmpEvent } from './qmp.ts';
+
+/** As many flushes as the rules of the node tell apart, and what QEMU prints for each. */
+const TEXTS = ['Permission denied', 'No space left on device', 'File exists', 'Not a directory'];
+
+/** A monitor of which the test says how often QEMU was told to stop. */
+class Monitor implements QmpConnection {
+  readonly where = 'here';
+  stops = 0;
+  running = true;
+  /** Nothing is answered while it is false. */
+  answers = true;
+  readonly #listeners: ((event: QmpEvent) => void)[] = [];
+
+  async execute(command: string, args: Record<string, unknown> = {}): Promise<unknown> {
+    if (!this.answers) return new Promise(() => {});
+    if (command === 'query-status') return { running: this.running };
+    if (command !== 'blockdev-add' || args.driver !== 'qcow2') return {};
+    const text = TEXTS[this.stops - 1] ?? 'Image is not in qcow2 format';
+    this.stops = 0;
+    throw new KvmiError('E_QMP_COMMAND', `refused: ${text}`);
+  }
+
+  event(name: string): void {
+    for (const listener of this.#listeners) listener({ name, data: {} });
+  }
+
+  onEvent(listener: (event: QmpEvent) => void): () => void {
+    this.#listeners.push(listener);
+    return () => {};
+  }
+
+  hmp(): Promise<string> {
+    return Promise.resolve('');
+  }
+
+  isServer(): boolean {
+    return true;
+  }
+
+  onClosed(): void {}
+  close(): void {}
+}
+
+describe('what others want of the run state', () => {
+  async function begin() {
+    const monitor = new Monitor();
+    const changes: boolean[] = [];
+    let resumed = 0;
+    const others = new Others(
+      monitor,
+      () => resumed++,
+      (paused) => changes.push(paused),
+    );
+    await others.begin(true);
+    return { monitor, others, changes, resumed: () => resumed };
+  }
+
+  test('stops that the gdbstub reports, or that are expected, are nobody else’s', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 3;
+    others.expectStops();
+    assert.equal(await others.mayRun(2), true);
+    monitor.stops = 1;
+    assert.equal(await others.mayRun(3), true);
+  });
+
+  test('one more: the VM may not run, until somebody lets it', async () => {
+    const { monitor, others, changes, resumed } = await begin();
+    monitor.stops = 2;
+    assert.equal(await others.mayRun(1), false);
+    monitor.event('RESUME');
+    assert.equal(resumed(), 1);
+    assert.equal(await others.mayRun(1), true);
+    assert.deepEqual(changes, [true, false]);
+  });
+
+  test('one between the look and the resume: the VM is to be stopped again', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 1;
+    assert.equal(await others.mayRun(1), true);
+    monitor.stops = 1;
+    assert.equal(await others.stoppedBefore(() => 1), true);
+    assert.equal(others.paused, true);
+  });
+
+  test('no such thing when the guest has stopped since: the next look tells', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 1;
+    monitor.running = false;
+    assert.equal(await others.stoppedBefore(() => 0), false);
+    assert.equal(await others.mayRun(1), true);
+  });
+
+  test('a stop before somebody’s cont is over, one after it is not', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 1;
+    monitor.event('RESUME');
+    await others.settle(0);
+    assert.equal(await others.mayRun(0), true);
+    monitor.stops = 1;
+    assert.equal(await others.mayRun(0), false);
+  });
+
+  test('several vCPUs at a breakpoint at once', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 2;
+    await others.stoppedAtOnce(1, 1);
+    assert.equal(await others.mayRun(1), true);
+    monitor.stops = 1;
+    assert.equal(await others.mayRun(1), false);
+  });
+
+  test('a RESUME of ours is no cont of others', async () => {
+    const { monitor, others, resumed } = await begin();
+    others.expectResume();
+    monitor.event('RESUME');
+    assert.equal(resumed(), 0);
+    monitor.event('RESUME');
+    assert.equal(resumed(), 1);
+  });
+
+  test('what the gdbstub reports as somebody else’s stop is over when the VM runs again already', async () => {
+    const { monitor, others } = await begin();
+    await others.stopped();
+    assert.equal(others.paused, false);
+    monitor.running = false;
+    await others.stopped();
+    assert.equal(others.paused, true);
+  });
+
+  test('a monitor that does not answer does not hold the guest', async () => {
+    const { monitor, others } = await begin();
+    monitor.answers = false;
+    assert.equal(await others.mayRun(0), true);
+    assert.equal(await others.stoppedBefore(() => 0), false);
+  });
+});
