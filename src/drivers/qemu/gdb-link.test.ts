@@ -11,6 +11,8 @@ import { GdbLink, type Stopped } from './gdb-link.ts';
  */
 class Stub extends Duplex {
   running = false;
+  /** False for a VM that has to be reset first. */
+  resumes = true;
   /** What the stops were: `byte` when one of the client's bytes made it. */
   readonly stops: ('byte' | 'others' | 'trap')[] = [];
   readonly #inbox: Buffer[] = [];
@@ -46,7 +48,7 @@ class Stub extends Duplex {
   }
 
   #answer(packet: string): void {
-    if (packet === 'c') this.running = true;
+    if (packet === 'c') this.running = this.resumes;
     else if (packet === 'qC') this.#say('QCp01.01');
     else this.#say(`answer to ${packet}`);
   }
@@ -58,7 +60,7 @@ class Stub extends Duplex {
 
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 
-type Step = 'command' | 'two' | 'resume' | 'interrupt' | 'take' | 'cont' | 'stop' | 'trap';
+type Step = 'refuse' | 'command' | 'two' | 'resume' | 'interrupt' | 'take' | 'cont' | 'stop' | 'trap';
 const STEPS = ['command', 'two', 'resume', 'interrupt', 'take', 'cont', 'stop', 'trap'] as const;
 
 describe('packets to the gdbstub while others let the guest run and stop it', () => {
@@ -78,6 +80,9 @@ describe('packets to the gdbstub while others let the guest run and stop it', ()
       answers.push(link.command(command).then((answer) => assert.equal(answer, `answer to ${command}`)));
     };
     const play: Record<Step, () => void> = {
+      refuse: () => {
+        stub.resumes = false;
+      },
       command: ask,
       two: () => {
         ask();
@@ -135,6 +140,10 @@ describe('packets to the gdbstub while others let the guest run and stop it', ()
     { steps: ['cont', 'resume', 'take', 'interrupt', 'take'], asked: [true] },
     { steps: ['cont', 'trap', 'resume', 'take', 'interrupt', 'take'], asked: [false, true] },
     { steps: ['resume', 'cont', 'trap', 'take', 'stop'], asked: [false] },
+    { steps: ['cont', 'resume', 'take', 'stop'], asked: [false] },
+    { steps: ['cont', 'command', 'take', 'resume', 'take', 'stop'], asked: [true, false] },
+    // It did not run: that it is stopped is told all the same.
+    { steps: ['refuse', 'resume', 'take', 'interrupt', 'take'], asked: [true] },
   ];
   for (const { steps, asked } of cases) {
     test(`${steps.join(', ')}: asked for ${asked.join(', ')}`, async () => {

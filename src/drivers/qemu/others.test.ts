@@ -94,6 +94,10 @@ describe('what others want of the run state', () => {
     monitor.running = false;
     assert.equal(await others.stoppedBefore(() => 0), false);
     assert.equal(await others.mayRun(1), true);
+    monitor.running = true;
+    monitor.stops = 1;
+    let reported = 0;
+    assert.equal(await others.stoppedBefore(() => reported++), false);
   });
 
   test('a stop before somebody’s cont is over, one after it is not', async () => {
@@ -111,7 +115,8 @@ describe('what others want of the run state', () => {
     monitor.stops = 2;
     await others.stoppedAtOnce(1, 1);
     assert.equal(await others.mayRun(1), true);
-    monitor.stops = 1;
+    monitor.stops = 2;
+    await others.stoppedAtOnce(1, 1);
     assert.equal(await others.mayRun(1), false);
   });
 
