@@ -1,8 +1,7 @@
-import { getS32 } from '../abi/bytes.ts';
 import { ERRNO } from '../abi/errno.ts';
 import { KVM_CHECK_EXTENSION } from '../abi/ioctl.ts';
-import { SIGNAL, WAIT } from '../abi/linux.ts';
-import { attempt, deferred } from '../awaitable.ts';
+import { SIGNAL } from '../abi/linux.ts';
+import { attempt } from '../awaitable.ts';
 import { kernelMemslots, type MachineSafety, machineOf } from '../drivers/kvm/attach.ts';
 import type { VmFile } from '../drivers/kvm/slots/vm-file.ts';
 import { kernel } from '../drivers/kvm/thread/vmm.ts';
@@ -10,7 +9,7 @@ import { messageOf } from '../error.ts';
 import { type Log, SILENT } from '../host/log.ts';
 import { GuardProcess } from '../system/guard-process.ts';
 import { libc } from '../system/libc.ts';
-import { watchEnd } from '../system/process-end.ts';
+import { endOf } from '../system/process-end.ts';
 import { keepStderrBlocking } from './blocking-stderr.ts';
 import { InterceptedMemslots, MEMORY_REQUESTS } from './intercepted-slots.ts';
 import { abandon, type Launched, launch } from './launch.ts';
@@ -87,9 +86,10 @@ async function supervise(
   );
   start();
   try {
-    const code = await exitOf(pid, () => supervisor.checkLiveness());
+    const status = await endOf(pid);
+    supervisor.checkLiveness();
     await listenerClosed;
-    return code;
+    return exitCode(status);
   } finally {
     await supervisor.close();
   }
@@ -130,17 +130,8 @@ function passSignals(pid: number): () => void {
   };
 }
 
-/** Waits for a child that was not started by child_process. */
-function exitOf(pid: number, exited: () => void): Promise<number> {
-  const { promise, resolve } = deferred<number>();
-  const stop = watchEnd(pid, () => {
-    const status = new Uint8Array(4);
-    if (libc().wait4(pid, status, WAIT.NOHANG | WAIT.ALL, null) !== pid) return;
-    stop();
-    exited();
-    const value = getS32(status, 0);
-    const signal = value & 0x7f;
-    resolve(signal === 0 ? (value >> 8) & 0xff : SIGNALLED + signal);
-  });
-  return promise;
+/** As a shell has it. */
+function exitCode(status: number): number {
+  const signal = status & 0x7f;
+  return signal === 0 ? (status >> 8) & 0xff : SIGNALLED + signal;
 }

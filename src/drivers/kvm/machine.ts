@@ -147,8 +147,11 @@ export class KvmMachine implements Machine, VcpuOwner {
     for (const vcpu of this.#discover()) void this.#stops.handler?.vcpuCreated?.(vcpu);
   }
 
+  /** The VMM ends, or has closed its VM and lives on. */
   #vmmGone(): void {
     const { handler } = this.#stops;
+    this.#detaching = true;
+    this.#threads.letGo(undefined, () => {});
     this.#forget();
     // Held, it would keep the guest's memory.
     this.vmm.file.release();

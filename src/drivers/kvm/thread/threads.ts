@@ -155,8 +155,14 @@ export class Threads {
     const one = threads.find(({ phase }) => phase === 'held') ?? threads[0];
     asFarAsPossible(() => first && one?.holdNow() && first(one));
     second();
-    for (const thread of threads) asFarAsPossible(() => this.#letGo(thread, thread === last));
-    for (const tracee of this.#joining.values()) asFarAsPossible(() => tracee.release());
+    for (const thread of threads) {
+      asFarAsPossible(() => this.#letGo(thread, thread === last));
+      asFarAsPossible(() => thread.tracee.reap());
+    }
+    for (const tracee of this.#joining.values()) {
+      asFarAsPossible(() => tracee.release());
+      asFarAsPossible(() => tracee.reap());
+    }
   }
 
   #letGo(thread: VcpuThread, last: boolean): void {

@@ -13,6 +13,7 @@ import {
 import { KvmiError } from '../../../error.ts';
 import { check, libc, SystemError, type Word } from '../../../system/libc.ts';
 import { tracerOf } from '../../../system/proc.ts';
+import { noteEnd } from '../../../system/process-end.ts';
 
 /** How long a thread may take to stop or to carry out an injected system call, in ms. */
 const STOP_TIMEOUT_MS = 2000;
@@ -87,6 +88,8 @@ export class Tracee {
   #uninterrupted = false;
   /** It is where SIGSTOP has stopped its process. */
   #groupStopped = false;
+  /** It has ended, or was detached from. */
+  #over = false;
 
   private constructor(tid: number) {
     this.tid = tid;
@@ -151,13 +154,21 @@ export class Tracee {
       const tid = wait4(this.tid, statusBytes, options | WAIT.ALL, null);
       if (tid > 0) return this.#event(getS32(statusBytes, 0));
       if (tid === 0) return undefined;
-      if (errno() !== ERRNO.EINTR) return GONE;
+      if (errno() !== ERRNO.EINTR) return this.#gone();
       if (performance.now() >= deadline) return undefined;
     }
   }
 
+  #gone(): StopEvent {
+    this.#over = true;
+    return GONE;
+  }
+
   #event(status: number): StopEvent {
-    if ((status & 0xff) !== 0x7f) return GONE;
+    if ((status & 0xff) !== 0x7f) {
+      noteEnd(this.tid, status);
+      return this.#gone();
+    }
     this.stopped = true;
     const signal = (status >> 8) & 0xff;
     const kind = status >> 16;
@@ -203,7 +214,7 @@ export class Tracee {
   }
 
   detach(signal = 0): void {
-    this.#resume(PTRACE.DETACH, signal);
+    this.#over = this.#resume(PTRACE.DETACH, signal);
   }
 
   /** Detaches from a thread that runs, as soon as it has stopped for it. */
@@ -218,16 +229,26 @@ export class Tracee {
     this.detach();
   }
 
-  #resume(request: number, signal: number): void {
+  /**
+   * Waits for the end of a thread that is being killed and is still traced: its process does not end before its tracer
+   * has. Nothing happens when it has been detached from. @throws KvmiError with code E_TIMEOUT.
+   */
+  reap(): void {
+    while (!this.#over && this.wait().kind !== 'gone') this.cont();
+  }
+
+  /** False when the thread is being killed, and tells of its end only. */
+  #resume(request: number, signal: number): boolean {
     this.stopped = false;
     if (this.#owed && !this.#uninterrupted && (request === PTRACE.CONT || request === PTRACE.SYSCALL)) {
       this.#owed = false;
       // Before it is resumed, so that it gets nowhere.
       this.interrupt();
     }
-    if (libc().ptrace(request, this.tid, 0, signal) < 0 && libc().errno() !== ERRNO.ESRCH) {
-      throw new SystemError(`ptrace(${request}) of thread ${this.tid}`, libc().errno());
-    }
+    if (libc().ptrace(request, this.tid, 0, signal) >= 0) return true;
+    const errno = libc().errno();
+    if (errno === ERRNO.ESRCH) return false;
+    throw new SystemError(`ptrace(${request}) of thread ${this.tid}`, errno);
   }
 
   getRegisters(): Uint8Array {
