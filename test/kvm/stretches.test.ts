@@ -102,4 +102,19 @@ describe('a vCPU under kvmi run that is mostly outside KVM_RUN', { skip: skip ??
       assert.ok((await count(vm)) > before);
     });
   }
+
+  it('a pause is pending until the vCPU runs, and comes before its next instruction', async () => {
+    const vm = await hooked();
+    for (let round = 0; round < 20; round++) {
+      const before = await count(vm);
+      assert.equal((await vm.peer.command('VM_PAUSE_VCPU', { wait: 0 }, 0)).err, 0);
+      const stretch = vm.obey('stretch');
+      const event = await vm.peer.event('PAUSE');
+      const { data } = await vm.peer.command('VM_READ_PHYSICAL', { gpa: 0x2010, size: 4 });
+      const seen = Buffer.from(data.data).readUInt32LE(0);
+      vm.peer.reply(event, 'continue');
+      await stretch;
+      assert.equal(seen, before, `round ${round}: no instruction before the event`);
+    }
+  });
 });

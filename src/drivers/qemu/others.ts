@@ -4,6 +4,8 @@ import { isRunning } from './stub.ts';
 
 /** How long a resume waits for what others want: a monitor that is not answered must not hold the guest. */
 const LOOK_MS = 1000;
+/** When a `stop` is seen later than this after a resume, a `cont` may have come since, which does nothing to a VM that runs. */
+const LATE_MS = 250;
 
 /**
  * Whether others – a user of the monitor, a management layer, a backup – want the VM stopped.
@@ -118,10 +120,12 @@ export class Others {
    */
   async stoppedBefore(reported: () => number): Promise<boolean> {
     const before = reported();
+    const since = performance.now();
     const counted = this.#count();
     const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
     await counted;
     if (!running || reported() !== before || !this.#takeExcess(before)) return false;
+    if (performance.now() - since > LATE_MS) return false;
     this.#set(true);
     return true;
   }

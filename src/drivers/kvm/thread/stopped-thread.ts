@@ -25,17 +25,21 @@ export function runningVcpu(tracee: Tracee): number | undefined {
   return is('orig_rax', SYS.ioctl) && is('rsi', KVM.RUN) ? Number(userRegister(regs, 'rdi')) : undefined;
 }
 
-/** Lets a stopped thread go on; that a KVM_RUN of its VMM was interrupted is hidden from the VMM. */
-export function letGo(tracee: Tracee, signal: number): void {
+/** Hides from the VMM that a KVM_RUN of it was interrupted. False when none was, or a signal of the VMM's own did it. */
+export function hideInterruption(tracee: Tracee): boolean {
   const inRun = runningVcpu(tracee) !== undefined;
   const { regs } = tracee;
   const interrupted = inRun && BigInt.asIntN(64, userRegister(regs, 'rax')) === EINTR;
-  // A signal that waits may be what the VMM wants KVM_RUN to be interrupted by.
-  if (interrupted && signal === 0 && !tracee.hasPendingSignal()) {
-    putUserRegister(regs, 'rax', BigInt(SYS.ioctl));
-    putUserRegister(regs, 'rip', userRegister(regs, 'rip') - SYSCALL_INSTRUCTION_SIZE);
-    putUserRegister(regs, 'orig_rax', -1n);
-    tracee.setRegisters(regs);
-  }
+  if (!interrupted || tracee.hasPendingSignal()) return false;
+  putUserRegister(regs, 'rax', BigInt(SYS.ioctl));
+  putUserRegister(regs, 'rip', userRegister(regs, 'rip') - SYSCALL_INSTRUCTION_SIZE);
+  putUserRegister(regs, 'orig_rax', -1n);
+  tracee.setRegisters(regs);
+  return true;
+}
+
+/** Lets a stopped thread go on, with a `signal` or 0. */
+export function letGo(tracee: Tracee, signal: number): void {
+  if (signal === 0) hideInterruption(tracee);
   tracee.detach(signal);
 }

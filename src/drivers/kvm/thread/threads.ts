@@ -5,6 +5,7 @@ import { libc, SystemError } from '../../../system/libc.ts';
 import type { KvmVcpu } from '../vcpu.ts';
 import { SLOT } from './agent-code.ts';
 import { isConfined } from './confinement.ts';
+import { Dragnet } from './dragnet.ts';
 import { Linger } from './linger.ts';
 import { RunPage } from './run-page.ts';
 import type { StopEvent, Tracee } from './tracee.ts';
@@ -27,9 +28,12 @@ export class Threads {
   /** Threads that were asked to stop and are to be traced from then on. */
   readonly #joining = new Map<KvmVcpu, Tracee>();
   readonly #searching = new Map<KvmVcpu, NodeJS.Timeout>();
+  /** Out while a vCPU is searched for. */
+  readonly #net: Dragnet;
 
   constructor(vmm: Vmm, failed: (error: unknown) => void) {
     this.#vmm = vmm;
+    this.#net = new Dragnet(vmm);
     this.#failed = failed;
   }
 
@@ -46,25 +50,48 @@ export class Threads {
   search(vcpu: KvmVcpu): void {
     if (this.#joining.has(vcpu) || this.#searching.has(vcpu)) return;
     const tid = this.#vmm.threadOf(vcpu.fd);
-    if (tid !== undefined) {
+    if (tid !== undefined && !this.#net.has(tid)) {
       this.guarded(() => this.#joining.set(vcpu, this.#vmm.trace(tid)));
       return;
     }
     const again = setTimeout(() => {
       this.#searching.delete(vcpu);
       if (vcpu.wanted || vcpu.armed) this.search(vcpu);
+      else this.#haul();
     }, SEARCH_INTERVAL_MS);
     this.#searching.set(vcpu, again);
+    this.guarded(() => this.#net.put());
+  }
+
+  /** The thread of a vCPU that is searched for makes KVM_RUN its next instruction. */
+  #caught(fd: number, tracee: Tracee, event: StopEvent): void {
+    const vcpu = [...this.#searching.keys()].find((searched) => searched.fd === fd)!;
+    clearTimeout(this.#searching.get(vcpu));
+    this.#searching.delete(vcpu);
+    this.#haul();
+    this.#join(vcpu, tracee, event);
+  }
+
+  #haul(): void {
+    if (this.#searching.size === 0 && this.#net.cast) this.guarded(() => this.#net.haul());
   }
 
   /** Handles what the threads have to tell. */
   poll(): void {
     for (const [vcpu, tracee] of this.#joining) this.#poll(vcpu, tracee);
+    if (this.#net.cast) this.guarded(() => this.#pollNet());
     for (const { thread } of this.#traced) this.#pollThread(thread);
     this.linger.wait(() => {
       for (const { thread } of this.#traced) if (this.#pollThread(thread)) return true;
       return false;
     });
+  }
+
+  #pollNet(): void {
+    this.#net.poll(
+      (fd) => [...this.#searching.keys()].some((vcpu) => vcpu.fd === fd),
+      (fd, tracee, event) => this.#caught(fd, tracee, event),
+    );
   }
 
   #pollThread(thread: VcpuThread | undefined): boolean {
@@ -174,6 +201,7 @@ export class Threads {
 
   /** Threads are no longer touched. */
   forget(): void {
+    asFarAsPossible(() => this.#net.haul());
     for (const timer of this.#searching.values()) clearTimeout(timer);
     this.#searching.clear();
     this.#joining.clear();

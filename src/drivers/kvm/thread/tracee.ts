@@ -3,6 +3,7 @@ import { ERRNO, errnoName } from '../../../abi/errno.ts';
 import {
   PTRACE,
   PTRACE_EVENT,
+  PTRACE_O,
   RESTART,
   SIGNAL,
   SYS,
@@ -91,21 +92,29 @@ export class Tracee {
   /** It has ended, or was detached from. */
   #over = false;
 
-  private constructor(tid: number) {
+  readonly #options: number;
+
+  private constructor(tid: number, options: number) {
     this.tid = tid;
+    this.#options = options;
   }
 
-  /** Starts tracing a thread; it goes on running. */
-  static seize(tid: number, options: number): Tracee {
+  /** Starts tracing a thread, which goes on running; with `clones` those that it creates, too. */
+  static seize(tid: number, options: number, clones = false): Tracee {
     prepareTimer();
-    const result = libc().ptrace(PTRACE.SEIZE, tid, 0, options);
+    const result = libc().ptrace(PTRACE.SEIZE, tid, 0, options | (clones ? PTRACE_O.CLONE : 0));
     if (result < 0) throw seizeError(tid, libc().errno());
-    return new Tracee(tid);
+    return new Tracee(tid, options);
   }
 
-  /** A thread that is traced already because its creator is, and that has not reported its first stop. */
-  static inherited(tid: number): Tracee {
-    return new Tracee(tid);
+  /** A thread that this one has created and that is traced for it; it has not reported its first stop. */
+  created(tid: number): Tracee {
+    return new Tracee(tid, this.#options);
+  }
+
+  /** Threads that this one creates from now on are not traced. */
+  ignoreClones(): void {
+    check(libc().ptrace(PTRACE.SETOPTIONS, this.tid, 0, this.#options), 'PTRACE_SETOPTIONS');
   }
 
   /** Asks it to stop; the stop is reported as `interrupt`. */

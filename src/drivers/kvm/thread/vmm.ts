@@ -122,11 +122,13 @@ export class Vmm {
 
   /**
    * Starts tracing a thread; its first stop is asked for. A filter with which a VMM forbids itself system calls is
-   * lifted for the thread while it is traced; the filter of `kvmi run` is not.
+   * lifted for the thread while it is traced; the filter of `kvmi run` is not. With `clones`, threads that it creates are
+   * traced, too.
    */
-  trace(tid: number): Tracee {
+  trace(tid: number, clones = false): Tracee {
     const filtered = this.liftFilters && statusNumber(tid, 'Seccomp') === SECCOMP.MODE_FILTER;
-    const tracee = Tracee.seize(tid, PTRACE_O.SYSGOOD | (filtered ? PTRACE_O.SUSPEND_SECCOMP : 0));
+    const options = PTRACE_O.SYSGOOD | (filtered ? PTRACE_O.SUSPEND_SECCOMP : 0);
+    const tracee = Tracee.seize(tid, options, clones);
     tracee.interrupt();
     return tracee;
   }
