@@ -212,7 +212,8 @@ class Execution {
       () =>
         new Promise<never>((_resolve, reject) => {
           timer = setTimeout(() => {
-            this.#context.log.error(`the command did not end within ${GRACE_MS / 1000} s; leaving it`);
+            const left = this.#interruption.undone ? 'leaving it' : 'the guard does what is left';
+            this.#context.log.error(`the command did not end within ${GRACE_MS / 1000} s; ${left}`);
             reject(new Error('overdue'));
           }, GRACE_MS);
         }),
