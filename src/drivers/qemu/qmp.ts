@@ -7,6 +7,9 @@ export interface QmpEvent {
   readonly data: Readonly<Record<string, unknown>>;
 }
 
+/** Where a VM's monitor is: at a socket of its own, or behind libvirt (`uri` as virsh takes it). */
+export type QmpAddress = { readonly qmp: string } | { readonly libvirt: string; readonly uri?: string };
+
 /** Told like an event of QEMU by a connection whose events may have been missed, and again as long as that may go on. */
 export const EVENTS_MISSED = 'KVMI_EVENTS_MISSED';
 

@@ -4,6 +4,7 @@ import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { commandLine, identityOf, lives, type ProcessIdentity, processes } from '../../system/proc.ts';
 import { parseQemuArguments } from '../../system/qemu-arguments.ts';
+import { journals, keeperOf } from './guard/journal.ts';
 import {
   EVENTS_MISSED,
   LineSplitter,
@@ -14,6 +15,7 @@ import {
   recordOf,
 } from './qmp.ts';
 import { QmpListeners } from './qmp-listeners.ts';
+import { heldError } from './sharing/busy.ts';
 import { findFreeStub } from './stub.ts';
 import { closedError } from './unix-qmp.ts';
 import { fateOf, isDisconnection, spawnVirsh } from './virsh.ts';
@@ -153,8 +155,21 @@ export class VirshQmp extends QmpListeners implements QmpTransport {
   }
 
   async #claim(): Promise<void> {
-    await findFreeStub(this);
+    try {
+      await findFreeStub(this);
+    } catch (error) {
+      const holder = this.#holder;
+      throw holder === undefined ? error : heldError(this.where, holder);
+    }
     this.#claimed = true;
+  }
+
+  /** The process of this user that holds the domain, as its journal says. */
+  get #holder(): number | undefined {
+    const journal = [...journals().values()].find(
+      ({ vm }) => vm.pid !== null && vm.pid === this.#process?.pid,
+    );
+    return journal && keeperOf(journal)?.pid;
   }
 
   /** Runs a command about the domain; again when libvirt's daemon was gone meanwhile. */
