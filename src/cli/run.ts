@@ -66,7 +66,7 @@ function fail(error: unknown, settings: Pick<CommonSettings, 'logFormat' | 'colo
   const text =
     settings.logFormat === 'json'
       ? errorJson(error)
-      : errorText(error, theme, { verbose: settings.verbose > 1, width: process.stderr.columns });
+      : errorText(error, theme, { verbose: settings.verbose > 1, width: process.stderr.columns || undefined });
   process.stderr.write(`${text}\n`);
   return exitCodeOf(error);
 }
@@ -136,7 +136,7 @@ class Execution {
         format: settings.logFormat,
         verbosity: silent ? SILENT : settings.verbose + (verbose ? 1 : 0),
         theme,
-        width: onTerminal && !runsProgram ? process.stderr.columns : undefined,
+        width: onTerminal && !runsProgram ? process.stderr.columns || undefined : undefined,
         write: (line) => {
           progress.clear();
           write(`${line}\n`);
