@@ -66,7 +66,10 @@ function fail(error: unknown, settings: Pick<CommonSettings, 'logFormat' | 'colo
   const text =
     settings.logFormat === 'json'
       ? errorJson(error)
-      : errorText(error, theme, { verbose: settings.verbose > 1, width: process.stderr.columns || undefined });
+      : errorText(error, theme, {
+          verbose: settings.verbose > 1,
+          width: process.stderr.columns || undefined,
+        });
   process.stderr.write(`${text}\n`);
   return exitCodeOf(error);
 }
