@@ -47,7 +47,8 @@ function enter(group: string): void {
 function enterFirst(groups: readonly string[]): void {
   for (const group of groups) {
     try {
-      return enter(group);
+      enter(group);
+      return;
     } catch {
       // The next one.
     }
