@@ -1,10 +1,13 @@
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { STATE_SIZE } from '../../src/abi/state.ts';
 import { EXIT } from '../../src/cli/exit-codes.ts';
 import type { JournalState } from '../../src/drivers/qemu/guard/journal.ts';
+import { openQemu } from '../../src/drivers/qemu/index.ts';
 import { commandLine, lives, processes, readText } from '../../src/system/proc.ts';
 import { journalOf, until } from './guarded.ts';
+import { TestHandler } from './handler.ts';
 import { KvmiProcess, kvmi } from './kvmi-process.ts';
 import { Libvirt } from './libvirt.ts';
 
@@ -73,6 +76,20 @@ export class LibvirtDomain {
     const command = new KvmiProcess(args, this.environment, undefined, true);
     await command.seen('stdout', /rip/, 3);
     return command;
+  }
+
+  /** Hooks it to this process while `use` works, which can read the state of a vCPU. */
+  async hooked(use: (readState: () => Promise<void>) => Promise<void>): Promise<void> {
+    const machine = await openQemu({ libvirt: this.name, uri: this.libvirt.uri });
+    try {
+      const handler = await TestHandler.attach(machine);
+      const vcpu = machine.vcpus[0]!;
+      const read = () => handler.held(vcpu, async () => vcpu.readState(new Uint8Array(STATE_SIZE)));
+      await read();
+      await use(async () => void (await read()));
+    } finally {
+      await machine.close();
+    }
   }
 
   /** Processes of virsh that work for kvmi. */

@@ -64,6 +64,17 @@ describe("libvirt's daemon", { skip: whyNoLinuxGuest() ?? whyNoLibvirt() ?? fals
     await ends(command, 'it was away');
   });
 
+  test("it goes away while a vCPU's state is read: the answer comes afterwards", async () => {
+    await domain.hooked(async (readState) => {
+      const up = await domain.libvirt.down();
+      const state = readState();
+      await up();
+      await state;
+      await readState();
+    });
+    await domain.unharmed('it was away');
+  });
+
   test('it is away when kvmi is killed: the guest runs at once, the guard does the rest', async () => {
     const command = await domain.breaking();
     const { journal } = domain;
