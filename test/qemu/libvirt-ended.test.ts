@@ -16,6 +16,7 @@ describe('a hooked libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() 
   });
   after(() => domain?.stop());
 
+  // What libvirt finds paused by kvmi it restores as paused unless told.
   const save = () => `${domain.libvirt.directory}/saved`;
   const ends: readonly (readonly [
     what: string,
@@ -23,8 +24,18 @@ describe('a hooked libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() 
     end: () => Promise<unknown>,
     again?: () => Promise<unknown>,
   ])[] = [
-    ['saved', /was saved/, () => domain.virsh('save', save()), () => domain.libvirt.virsh('restore', save())],
-    ['managed-saved', /was saved/, () => domain.virsh('managedsave'), () => domain.virsh('start')],
+    [
+      'saved',
+      /was saved/,
+      () => domain.virsh('save', save(), '--running'),
+      () => domain.libvirt.virsh('restore', save()),
+    ],
+    [
+      'managed-saved',
+      /was saved/,
+      () => domain.virsh('managedsave', '--running'),
+      () => domain.virsh('start'),
+    ],
     ['destroyed', /was destroyed/, () => domain.virsh('destroy'), () => domain.virsh('start')],
     [
       'shut down',
