@@ -78,6 +78,14 @@ export class LibvirtDomain {
     return command;
   }
 
+  /** A command whose breakpoint the guest does not come to. */
+  async waiting(): Promise<KvmiProcess> {
+    const args = ['break', this.target, '__x64_sys_getpgid', '-o', 'jsonl', '-v'];
+    const command = new KvmiProcess(args, this.environment, undefined, true);
+    await command.seen('stderr', /waiting at/);
+    return command;
+  }
+
   /** Hooks it to this process while `use` works, which can read the state of a vCPU. */
   async hooked(use: (readState: () => Promise<void>) => Promise<void>): Promise<void> {
     const machine = await openQemu({ libvirt: this.name, uri: this.libvirt.uri });

@@ -45,7 +45,7 @@ describe('a hooked libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() 
   ];
   for (const [what, said, end, again] of ends) {
     test(`it is ${what}: kvmi ends and says so, and the domain goes on later unharmed`, async () => {
-      const command = await domain.breaking();
+      const command = await domain.waiting();
       const { journal } = domain;
       await end();
       assert.equal((await command.ended).code, EXIT.error.code, command.stderr);

@@ -60,12 +60,10 @@ describe('a hooked libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() 
   });
 
   test('a memory snapshot is made: it goes on', async () => {
-    const command = await domain.breaking();
+    const command = await domain.waiting();
     const file = `${domain.libvirt.directory}/memory`;
     await domain.virsh('snapshot-create-as', 'snapshot', '--memspec', `file=${file}`);
-    // What libvirt found paused by kvmi it leaves so.
-    await domain.virsh('resume').catch(() => {});
-    await hitsGoOn(command);
+    await domain.ticking('after the snapshot');
     command.kill('SIGINT');
     assert.equal((await command.ended).code, EXIT.interrupted.code, command.stderr);
     await domain.virsh('snapshot-delete', 'snapshot', '--metadata');
