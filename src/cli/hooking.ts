@@ -18,7 +18,7 @@ const DIALECT_NAMES = Object.keys(DIALECTS) as DialectName[];
 
 const ENDS: Readonly<Record<ServeEnd, string>> = {
   tool: 'the tool hung up',
-  machine: 'the VM ended',
+  machine: 'the VM is gone',
   aborted: 'told to end',
   stalled: 'the tool did not answer an event in time',
   suspend: 'the VM is being suspended',

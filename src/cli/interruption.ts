@@ -52,6 +52,11 @@ export class Interruption {
     return () => this.#undoing.delete(what);
   }
 
+  /** Whether nothing that was announced is still to be undone. */
+  get undone(): boolean {
+    return this.#undoing.size === 0;
+  }
+
   end(reason: EndReason): void {
     if (!this.signal.aborted) this.#controller.abort(reason);
   }

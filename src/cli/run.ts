@@ -66,7 +66,10 @@ function fail(error: unknown, settings: Pick<CommonSettings, 'logFormat' | 'colo
   const text =
     settings.logFormat === 'json'
       ? errorJson(error)
-      : errorText(error, theme, { verbose: settings.verbose > 1, width: process.stderr.columns });
+      : errorText(error, theme, {
+          verbose: settings.verbose > 1,
+          width: process.stderr.columns || undefined,
+        });
   process.stderr.write(`${text}\n`);
   return exitCodeOf(error);
 }
@@ -136,7 +139,7 @@ class Execution {
         format: settings.logFormat,
         verbosity: silent ? SILENT : settings.verbose + (verbose ? 1 : 0),
         theme,
-        width: onTerminal && !runsProgram ? process.stderr.columns : undefined,
+        width: onTerminal && !runsProgram ? process.stderr.columns || undefined : undefined,
         write: (line) => {
           progress.clear();
           write(`${line}\n`);
@@ -212,7 +215,8 @@ class Execution {
       () =>
         new Promise<never>((_resolve, reject) => {
           timer = setTimeout(() => {
-            this.#context.log.error(`the command did not end within ${GRACE_MS / 1000} s; leaving it`);
+            const left = this.#interruption.undone ? 'leaving it' : 'the guard does what is left';
+            this.#context.log.error(`the command did not end within ${GRACE_MS / 1000} s; ${left}`);
             reject(new Error('overdue'));
           }, GRACE_MS);
         }),

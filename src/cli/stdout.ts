@@ -28,7 +28,7 @@ export class Stdout {
 
   /** Characters in a line of the terminal; undefined when it is none. */
   get width(): number | undefined {
-    return this.terminal ? this.#stream.columns : undefined;
+    return this.terminal ? this.#stream.columns || undefined : undefined;
   }
 
   /** Resolves when the reader has taken it. Nothing happens when nobody reads any more. */

@@ -19,7 +19,7 @@ export function leaveControlGroup(): (() => void) | undefined {
       mkdirSync(group, { recursive: true });
       enter(group);
       return () => {
-        enter(join(root, own));
+        enterFirst([own, ...ancestors(own).reverse()].map((each) => join(root, each)));
         removeGroup(group);
       };
     } catch {
@@ -41,6 +41,18 @@ function ancestors(own: string): string[] {
 
 function enter(group: string): void {
   writeFileSync(join(group, 'cgroup.procs'), '0');
+}
+
+/** The first group that takes this process: those below may have been removed meanwhile. */
+function enterFirst(groups: readonly string[]): void {
+  for (const group of groups) {
+    try {
+      enter(group);
+      return;
+    } catch {
+      // The next one.
+    }
+  }
 }
 
 /** It stays while others are in it. */

@@ -1,7 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { join } from 'node:path';
 
-const KVMI = join(import.meta.dirname, '..', '..', '..', 'bin', 'kvmi');
+/** The command. */
+export const KVMI = join(import.meta.dirname, '..', '..', '..', 'bin', 'kvmi');
 const PATIENCE_MS = 60_000;
 
 /** How a command ended. */

@@ -4,7 +4,7 @@ import { chmodSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { commandLine, processes } from '../../src/system/proc.ts';
+import { commandLine, identityOf, lives, processes, statusNumber } from '../../src/system/proc.ts';
 import { debianKernel } from './debian-kernel.ts';
 import { buildInitramfs } from './initramfs.ts';
 
@@ -105,11 +105,33 @@ export class Libvirt {
   }
 
   /** Ends the daemon, whose domains go on, and waits for its successor. */
-  async restart(): Promise<void> {
-    const before = this.pid;
-    process.kill(before, 'SIGTERM');
-    while (processes().includes(before)) await new Promise((resolve) => setTimeout(resolve, 20));
+  async restart(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    await this.#end(signal);
     await this.#ready();
+  }
+
+  /** Ends the daemon, whose domains go on. Answers the function that lets its successor start, and waits for it. */
+  async down(): Promise<() => Promise<void>> {
+    const shell = statusNumber(this.pid, 'PPid')!;
+    process.kill(shell, 'SIGSTOP');
+    await this.#end('SIGKILL');
+    return async () => {
+      process.kill(shell, 'SIGCONT');
+      await this.#ready();
+    };
+  }
+
+  /** Lets the daemon stand still. Answers the function that lets it go on. */
+  freeze(): () => void {
+    const { pid } = this;
+    process.kill(pid, 'SIGSTOP');
+    return () => process.kill(pid, 'SIGCONT');
+  }
+
+  async #end(signal: NodeJS.Signals): Promise<void> {
+    const before = identityOf(this.pid)!;
+    process.kill(before.pid, signal);
+    while (lives(before)) await new Promise((resolve) => setTimeout(resolve, 20));
   }
 
   /** The daemon's process. */

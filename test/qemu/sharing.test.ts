@@ -169,6 +169,24 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
     await unharmed();
   });
 
+  test('a holder that is stopped is named, and what is to be done about it', async () => {
+    await whileHeld(async ({ child }) => {
+      child.kill('SIGSTOP');
+      try {
+        const { code, stderr } = await kvmi(['regs', target]);
+        assert.equal(code, EXIT.busy.code, stderr);
+        assert.match(
+          stderr,
+          new RegExp(`held by kvmi break \\(process ${child.pid}\\), which is stopped \\[E_BUSY\\]`),
+        );
+        assert.match(stderr, new RegExp(`hint: .*kill -CONT ${child.pid}.*kill -KILL ${child.pid}`));
+      } finally {
+        child.kill('SIGCONT');
+      }
+    });
+    await unharmed();
+  });
+
   test('who only reads makes room for who wants to hold the VM, and goes on reading', async () => {
     const handler = { stop: () => ({ action: 'continue' }) as const, request: () => undefined, closed() {} };
     const reader = await openQemu({ qmp: vm.qmp });

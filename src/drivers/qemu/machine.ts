@@ -352,7 +352,9 @@ export class QemuMachine implements Machine {
     this.#recovery = this.#recover();
     const handler = this.#handler;
     this.#handler = undefined;
-    handler?.closed(this.#shutDown ? undefined : error);
+    void then(this.#qmp.fate?.(), (fate) => {
+      handler?.closed(fate ?? (this.#shutDown ? undefined : error));
+    });
   }
 }
 

@@ -1,4 +1,4 @@
-import type { QmpConnection } from './qmp.ts';
+import { EVENTS_MISSED, type QmpConnection } from './qmp.ts';
 import { StopCounter } from './stop-counter.ts';
 import { isRunning } from './stub.ts';
 
@@ -17,6 +17,7 @@ const LATE_MS = 250;
 export class Others {
   readonly #qmp: QmpConnection;
   readonly #counter: StopCounter;
+  readonly #resumed: () => void;
   readonly #changed: (paused: boolean) => void;
   #paused = false;
   #counted = 0;
@@ -35,15 +36,13 @@ export class Others {
     this.#qmp = qmp;
     this.#counter = new StopCounter(qmp);
     this.#changed = changed;
+    this.#resumed = resumed;
     qmp.onEvent(({ name }) => {
-      if (name !== 'RESUME' || !this.#active) return;
-      if (this.#resumesDue > 0) {
-        this.#resumesDue--;
-        return;
-      }
-      this.#void = true;
-      this.#set(false);
-      resumed();
+      if (!this.#active) return;
+      if (name === EVENTS_MISSED) void this.#missed();
+      if (name !== 'RESUME') return;
+      if (this.#resumesDue > 0) this.#resumesDue--;
+      else this.#letRun();
     });
   }
 
@@ -128,6 +127,20 @@ export class Others {
     if (performance.now() - since > LATE_MS) return false;
     this.#set(true);
     return true;
+  }
+
+  #letRun(): void {
+    this.#void = true;
+    this.#set(false);
+    this.#resumed();
+  }
+
+  /** RESUME events that are due may never come, and the one by which others let the VM run may have been missed. */
+  async #missed(): Promise<void> {
+    this.#resumesDue = 0;
+    if (!this.#paused) return;
+    const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
+    if (running && this.#paused) this.#letRun();
   }
 
   #excess(reported: number): number {

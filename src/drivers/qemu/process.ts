@@ -23,6 +23,8 @@ export async function findQemuProcess(qmp: QmpConnection): Promise<number | unde
     const own = new Set(threads(pid).map((thread) => statusNumber(thread, 'NSpid', -1)));
     return vcpuThreads.every((thread) => own.has(thread));
   });
-  const [pid] = candidates;
-  return pid !== undefined && candidates.length === 1 && (await qmp.isServer(pid)) ? pid : undefined;
+  // In different PID namespaces there are the same numbers.
+  const known = await Promise.all(candidates.map((pid) => qmp.isServer(pid)));
+  const found = candidates.filter((_pid, i) => known[i]);
+  return found.length === 1 ? found[0] : undefined;
 }

@@ -7,6 +7,12 @@ export interface QmpEvent {
   readonly data: Readonly<Record<string, unknown>>;
 }
 
+/** Where a VM's monitor is: at a socket of its own, or behind libvirt (`uri` as virsh takes it). */
+export type QmpAddress = { readonly qmp: string } | { readonly libvirt: string; readonly uri?: string };
+
+/** Told like an event of QEMU by a connection whose events may have been missed, and again as long as that may go on. */
+export const EVENTS_MISSED = 'KVMI_EVENTS_MISSED';
+
 /** A connection to QEMU's monitor (QMP). */
 export interface QmpConnection {
   /** For messages: the socket's path, or the libvirt domain. */
@@ -42,6 +48,11 @@ export interface QmpTransport extends QmpConnection {
   claim(): Awaitable<void>;
   /** Ends what {@link claim} began. */
   release(): void;
+  /**
+   * What became of a QEMU that does not answer any more, where there is somebody who knows: E_QMP_CLOSED. Undefined
+   * while it lives. Never rejects.
+   */
+  fate?(): Promise<KvmiError | undefined>;
 }
 
 /** How long a monitor command may take. */

@@ -437,8 +437,8 @@ export class RunControl {
     await gdb.detach(run);
     if (run && (await this.others.stoppedBefore(() => gdb.stops))) await this.#qmp.execute('stop');
     await this.others.end();
-    await closeStub(this.#qmp, this.#plan!);
-    this.#owner.detached();
+    // A stub that is left is somebody's business: the journal stays.
+    if (await closeStub(this.#qmp, this.#plan!)) this.#owner.detached();
   }
 
   /**

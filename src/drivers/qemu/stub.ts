@@ -94,7 +94,13 @@ export function connectStub({ address, own }: StubPlan, qmp?: QmpConnection): Pr
   return GdbClient.connect(address, where, own && qmp ? (pid) => qmp.isServer(pid) : undefined);
 }
 
-/** Removes a stub that is ours. Never throws: what is left at worst is an unused socket. */
-export async function closeStub(qmp: QmpConnection, plan: StubPlan): Promise<void> {
-  if (plan.own) await qmp.hmp('gdbserver none').catch(() => {});
+/** Removes a stub that is ours. Never throws; false when it is left, an unused socket. */
+export async function closeStub(qmp: QmpConnection, plan: StubPlan): Promise<boolean> {
+  if (!plan.own) return true;
+  try {
+    await qmp.hmp('gdbserver none');
+    return true;
+  } catch (error) {
+    return error instanceof KvmiError && error.code === 'E_QMP_CLOSED';
+  }
 }

@@ -8,6 +8,7 @@ interface Pending {
   readonly line: string;
   readonly what: string;
   readonly answer: RegExp;
+  readonly timeoutMs: number;
   resolve(output: string): void;
   reject(error: Error): void;
 }
@@ -52,10 +53,10 @@ export class VirshShell {
    * The line that virsh prints and that fits `answer`. Rejects with what {@link virshError} makes of virsh's words;
    * E_QMP_TIMEOUT, after which the shell is of no use, when it says nothing in time. `what`: for messages.
    */
-  run(line: string, what: string, answer: RegExp): Promise<string> {
+  run(line: string, what: string, answer: RegExp, timeoutMs = QMP_TIMEOUT_MS): Promise<string> {
     if (this.#ended) return Promise.reject(this.#ended);
     return new Promise((resolve, reject) => {
-      this.#pending.push({ line, what, answer, resolve, reject });
+      this.#pending.push({ line, what, answer, timeoutMs, resolve, reject });
       if (this.#pending.length === 1) this.#next();
     });
   }
@@ -86,9 +87,9 @@ export class VirshShell {
     const pending = this.#pending[0];
     if (!pending) return;
     this.#timer = setTimeout(() => {
-      const text = `libvirt domain ${this.#domain}: virsh did not answer ${pending.what} within ${QMP_TIMEOUT_MS} ms`;
+      const text = `libvirt domain ${this.#domain}: virsh did not answer ${pending.what} within ${pending.timeoutMs} ms`;
       this.close(new KvmiError('E_QMP_TIMEOUT', text, { data: { domain: this.#domain } }));
-    }, QMP_TIMEOUT_MS);
+    }, pending.timeoutMs);
     this.#mark++;
     this.#marksDue = 2;
     this.#child.stdin.write(`${pending.line}\necho kvmi-${this.#mark}\necho --err kvmi-${this.#mark}\n`);

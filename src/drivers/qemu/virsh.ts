@@ -65,3 +65,19 @@ export function virshError(domain: string, text: string): KvmiError {
 export function isDisconnection(error: unknown): boolean {
   return error instanceof KvmiError && error.code !== 'E_PERMISSION' && DISCONNECTED.test(error.message);
 }
+
+/** What libvirt says about a domain that is shut off, by its reason. */
+const FATES: Readonly<Record<string, string>> = {
+  saved: 'was saved',
+  destroyed: 'was destroyed',
+  shutdown: 'was shut down',
+  migrated: 'was migrated',
+  crashed: 'crashed',
+  failed: 'failed: libvirt has given it up',
+};
+
+/** What became of a domain whose state is what `virsh domstate --reason` printed; undefined while it is not shut off. */
+export function fateOf(state: string): string | undefined {
+  const reason = /^shut off \((.+)\)$/.exec(state)?.[1];
+  return reason === undefined ? undefined : (FATES[reason] ?? 'has ended');
+}

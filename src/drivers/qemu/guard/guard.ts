@@ -29,7 +29,8 @@ export class Guard {
   async begin(
     state: Omit<JournalState, 'host' | 'guard' | 'patches' | 'handlers' | 'borrowed'>,
   ): Promise<void> {
-    if (this.#journal) throw new Error('a journal is begun once');
+    // What could not be undone before is undone together with what comes.
+    if (this.#journal) return this.#journal.update(state);
     const guard = await this.#ready(journalPath(state.vm), state.workspace);
     const nothing = { patches: [], handlers: [], borrowed: null };
     this.#journal = new Journal({ ...state, host: identify(process.pid), guard, ...nothing });

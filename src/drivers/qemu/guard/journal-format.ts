@@ -1,6 +1,6 @@
 import { basename, dirname, isAbsolute } from 'node:path';
 import type { ProcessIdentity } from '../../../system/proc.ts';
-import type { QmpAddress } from '../open-qmp.ts';
+import type { QmpAddress } from '../qmp.ts';
 import type { StubPlan } from '../stub.ts';
 import { isWorkspace } from '../workspace.ts';
 import type { BorrowedVcpu } from './borrowed-vcpu.ts';

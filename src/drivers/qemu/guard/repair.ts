@@ -32,6 +32,8 @@ export type Attempt = 'repaired' | 'gone' | 'again';
 export class Repair {
   readonly #path: string;
   #state: JournalState;
+  /** By the stub alone: what is left is to remove that, and to see that the VM runs. */
+  #undone = false;
 
   constructor(path: string, state: JournalState) {
     this.#path = path;
@@ -128,9 +130,10 @@ export class Repair {
   async #withoutMonitor(): Promise<void> {
     const { stub, vm } = this.#state;
     this.#check();
+    if (this.#undone) return;
     const gdb = await connectStub(stub);
     if (gdb.peer !== undefined && vm.pid !== null && gdb.peer !== vm.pid) return gdb.close();
-    await this.#within(gdb, (client) => this.#undo(client, undefined, undefined));
+    this.#undone = !(await this.#within(gdb, (client) => this.#undo(client, undefined, undefined)));
   }
 
   async #within<T>(gdb: GdbClient, work: (gdb: GdbClient) => Promise<T>): Promise<T> {

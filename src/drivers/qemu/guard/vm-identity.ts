@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto';
 import { identityOf, lives } from '../../../system/proc.ts';
-import type { QmpAddress } from '../open-qmp.ts';
-import { type QmpTransport, recordOf } from '../qmp.ts';
+import { type QmpAddress, type QmpTransport, recordOf } from '../qmp.ts';
 import { identityOf as identityOfSocket } from '../sharing/offer-path.ts';
 
 /** One QEMU, not any other that is reached in the same way later. */

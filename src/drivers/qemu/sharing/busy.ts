@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process';
 import { basename } from 'node:path';
 import { KvmiError } from '../../../error.ts';
-import { commandLine } from '../../../system/proc.ts';
+import { commandLine, readText } from '../../../system/proc.ts';
 
 const SS_TIMEOUT_MS = 2000;
 const SS_LIMIT = 16 << 20;
@@ -62,15 +62,29 @@ export function isKvmi(program: string): boolean {
 export function heldError(path: string, pid: number): KvmiError {
   const program = programOf(pid);
   const who = program === undefined ? `process ${pid}` : `${program} (process ${pid})`;
-  return new KvmiError('E_BUSY', `the VM at ${path} is held by ${who}`, {
-    hint: 'End it, or wait until it has unhooked. What only reads (ps, read, maps, …) works meanwhile.',
-    data: { path, holder: pid, ...(program !== undefined && { program }) },
-  });
+  const stopped = isStopped(pid);
+  return new KvmiError(
+    'E_BUSY',
+    `the VM at ${path} is held by ${who}${stopped ? ', which is stopped' : ''}`,
+    {
+      hint: stopped
+        ? `Let it go on (kill -CONT ${pid}), or kill it (kill -KILL ${pid}): its guard undoes what it did to the VM.`
+        : 'End it, or wait until it has unhooked. What only reads (ps, read, maps, …) works meanwhile.',
+      data: { path, holder: pid, ...(program !== undefined && { program }) },
+    },
+  );
+}
+
+/** By a signal (SIGSTOP, Ctrl-Z), or by a debugger. */
+function isStopped(pid: number): boolean {
+  return /^State:\s+[Tt]/m.test(readText(`/proc/${pid}/status`) ?? '');
 }
 
 /** A QMP socket serves somebody who does not share. */
 export function busyError(path: string, pid: number | undefined): KvmiError {
   const program = pid === undefined ? undefined : programOf(pid);
+  if (pid !== undefined && program !== undefined && isKvmi(program) && isStopped(pid))
+    return heldError(path, pid);
   const by =
     pid === undefined ? '' : program === undefined ? ` by process ${pid}` : ` by ${program} (process ${pid})`;
   return new KvmiError('E_BUSY', `the QMP socket ${path} is in use${by}: it does not greet`, {

@@ -1,14 +1,38 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer, type Server, type Socket } from 'node:net';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { connect as connectSocket, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, beforeEach, describe, test } from 'node:test';
 import { deferred } from '../../../awaitable.ts';
 import { runtimeDirectory } from '../../../system/runtime-directory.ts';
+import { UnixQmp } from '../unix-qmp.ts';
 import { parseSockets } from './busy.ts';
+import { YIELD } from './offer.ts';
+import { identityOf, offerPath } from './offer-path.ts';
 import { SharedQmp } from './shared-qmp.ts';
+
+const CONNECTION = 'a connection';
+/** The sharers that a holder serves at once, and how long it leaves QEMU's socket to who has asked for it. */
+const SHARERS = 64;
+const COURTESY_MS = 300;
+
+/** False: it is hung up on. */
+function isGreeted(socket: Socket): Promise<boolean> {
+  return new Promise((resolve) => {
+    socket.once('data', () => resolve(true));
+    socket.once('close', () => resolve(false));
+  });
+}
+
+/** What a process that was killed while it listened there has left. */
+function abandonSocket(path: string): void {
+  const listen = `require('net').createServer().listen(process.argv[1], () => process.kill(process.pid, 'SIGKILL'))`;
+  spawnSync(process.execPath, ['-e', listen, path]);
+  assert.ok(existsSync(path));
+}
 
 /** Serves one client at a time, as QEMU does; answers every command with its own name and the command's. */
 class Monitor {
@@ -35,13 +59,14 @@ class Monitor {
     this.#server = createServer((socket) => {
       socket.on('error', () => {});
       this.#waiting.push(socket);
+      this.#received.emit(CONNECTION);
       this.#serve();
     });
   }
 
-  /** Resolves when a command arrives. */
-  async received(command: string): Promise<void> {
-    await once(this.#received, command);
+  /** Resolves when a command arrives, or a {@link CONNECTION}. */
+  async received(what: string): Promise<void> {
+    await once(this.#received, what);
   }
 
   /** As when QEMU is killed: everything is closed. */
@@ -151,6 +176,59 @@ describe('a QMP socket that is shared', { skip: runtimeDirectory() ? false : 'no
     await Promise.all(reads);
     await claims;
     void first;
+  });
+
+  test('no more than some share at once, and a place that is left is given to the next one', async () => {
+    await connect();
+    const offer = offerPath(identityOf(path))!;
+    const sharers = Array.from({ length: SHARERS + 3 }, () => connectSocket(offer).on('error', () => {}));
+    const greeted = await Promise.all(sharers.map(isGreeted));
+    assert.equal(greeted.filter(Boolean).length, SHARERS);
+    for (const socket of sharers) socket.destroy();
+    const next = async (): Promise<boolean> => {
+      const socket = connectSocket(offer).on('error', () => {});
+      const is = await isGreeted(socket);
+      socket.destroy();
+      return is || next();
+    };
+    assert.ok(await next());
+  });
+
+  test('who gives the socket up does not take it back at once', async () => {
+    const holder = await connect();
+    const taker = await UnixQmp.connect(offerPath(identityOf(path))!);
+    await taker.execute(YIELD);
+    const yielded = performance.now();
+    const again = monitor.received(CONNECTION);
+    const read = holder.execute('query-name');
+    await again;
+    const after = performance.now() - yielded;
+    // Timers may be a little early.
+    assert.ok(after > COURTESY_MS * 0.9, `it is back after ${after} ms`);
+    assert.equal(await read, 'first query-name', 'nobody else came');
+    taker.close();
+  });
+
+  test('sockets of killed holders are removed by the next one, and no others', async () => {
+    const socket = (name: string) => join(runtimeDirectory()!, `qmp-${name.repeat(16)}`);
+    const [dead, unpublished, live, other] = [
+      socket('a'),
+      `${socket('b')}.1`,
+      socket('c'),
+      `${socket('d')}x`,
+    ];
+    for (const each of [dead, unpublished, other]) abandonSocket(each);
+    const server = createServer().listen(live);
+    try {
+      await connect();
+      assert.ok(!existsSync(dead));
+      assert.ok(!existsSync(unpublished));
+      assert.ok(existsSync(live), 'somebody listens there');
+      assert.ok(existsSync(other), 'it is none of kvmi');
+    } finally {
+      server.close();
+      rmSync(other);
+    }
   });
 
   test('who holds the socket answers what is being carried out before it leaves', async () => {

@@ -8,6 +8,7 @@ import { heldError } from './busy.ts';
 import { type Found, findConnection } from './find.ts';
 import { HELD, Offer, YIELD } from './offer.ts';
 import { offerPath } from './offer-path.ts';
+import { sweepOffers } from './sweep.ts';
 
 /** How often a request is made again, when the process through which it was made has ended. */
 const ATTEMPTS = 20;
@@ -168,6 +169,7 @@ export class SharedQmp extends QmpListeners implements QmpTransport {
     try {
       if (!this.#offers) rmSync(path, { force: true });
       if (!this.#offers) return undefined;
+      await sweepOffers();
       return await Offer.publish(path, {
         execute: (command, args) => qmp.execute(command, args),
         server: qmp.server,
