@@ -54,8 +54,8 @@ describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => 
     assert.doesNotMatch(nodes, /"node-name":"kvmi/, 'no block node is left');
   });
 
-  async function running(): Promise<boolean> {
-    return ((await vm.monitor.execute('query-status')) as { running: boolean }).running;
+  async function status(): Promise<string> {
+    return ((await vm.monitor.execute('query-status')) as { status: string }).status;
   }
 
   /** Whether the VM comes to a stop and stays stopped: what was under way when it was told to is over then. */
@@ -63,7 +63,7 @@ describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => 
     let stopped = 0;
     for (let looks = 0; looks < 200 && stopped < 20; looks++) {
       await pause(3);
-      stopped = (await running()) ? 0 : stopped + 1;
+      stopped = (await status()) === 'paused' ? stopped + 1 : 0;
     }
     return stopped === 20;
   }
@@ -126,7 +126,7 @@ describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => 
     await vm.monitor.execute('stop');
     go();
     await guest.detach();
-    assert.equal(await running(), false);
+    assert.equal(await status(), 'paused');
     assert.ok(await staysStopped());
     await vm.monitor.execute('cont');
   });

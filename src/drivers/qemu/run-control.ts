@@ -10,7 +10,7 @@ import type { QmpTransport } from './qmp.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
 import { type Encounter, type Hold, type StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
-import { addStub, closeStub, connectStub, isRunning, planStub, type StubPlan } from './stub.ts';
+import { addStub, closeStub, connectStub, isRunning, planStub, type StubPlan, statusOf } from './stub.ts';
 import { TrapPoints } from './trap-points.ts';
 import type { Workspace } from './workspace.ts';
 
@@ -348,7 +348,11 @@ export class RunControl {
   async #resume(): Promise<void> {
     const gdb = this.#gdb!;
     const running = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.crashed);
-    if (running.length === 0 || gdb.running || !(await this.others.mayRun(gdb.stops))) return;
+    if (running.length === 0 || gdb.running) return;
+    if (!(await this.others.mayRun(gdb.stops))) {
+      await this.#showPaused(gdb);
+      return;
+    }
     const steps = running.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
     for (const vcpu of steps) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
     // Others have let it run meanwhile.
@@ -359,6 +363,18 @@ export class RunControl {
     gdb.resume(this.#actions(running, steps));
     this.#resumedByOthers = false;
     void this.#lookBack(gdb);
+  }
+
+  /**
+   * A VM that others have stopped is to look so. QEMU calls one `debug` that the gdbstub stopped before, and what is saved
+   * of it then cannot be loaded: the destination aborts.
+   */
+  async #showPaused(gdb: GdbClient): Promise<void> {
+    if ((await statusOf(this.#qmp)) !== 'debug') return;
+    await gdb.forgetStep(0, () => this.others.expectResume());
+    this.vcpus[0]!.stepUnfinished = false;
+    this.vcpus[0]!.state = undefined;
+    this.#reply = undefined;
   }
 
   /** `s` for those that step and `c` for the others; with nobody held, for vCPUs that are not known here, too. */
@@ -434,6 +450,7 @@ export class RunControl {
     const run = await this.others.mayRun(gdb.stops);
     this.#gdb = undefined;
     if (run) this.others.expectResume();
+    if (!run) await this.#showPaused(gdb);
     await gdb.detach(run);
     if (run && (await this.others.stoppedBefore(() => gdb.stops))) await this.#qmp.execute('stop');
     await this.others.end();
