@@ -31,6 +31,8 @@ export interface LinuxGuestOptions {
   readonly fresh?: boolean;
   /** Starts with the vCPUs stopped (`-S`); implies `fresh`, and the prompt is not waited for. */
   readonly paused?: boolean;
+  /** A file with the state of a guest of the same options, which this one continues from. */
+  readonly incoming?: string;
 }
 
 /** The reason why no guest can be booted here; undefined when one can. To be given to `skip`. */
@@ -83,7 +85,7 @@ export class LinuxGuest {
     const key = createHash('sha256')
       .update(JSON.stringify([qemuVersion(), machine]))
       .update(initramfs);
-    const state = join(CACHE, `guest-${key.digest('hex').slice(0, 16)}.state`);
+    const state = options.incoming ?? join(CACHE, `guest-${key.digest('hex').slice(0, 16)}.state`);
     const saved = !options.fresh && !options.paused && existsSync(state);
     const args = [...machine, '-initrd', initrd, ...channelArguments(directory)];
     if (options.paused) args.push('-S');
@@ -93,8 +95,9 @@ export class LinuxGuest {
       if (!saved && !options.paused)
         await guest.#waitShell((buffer) => buffer.includes('@ready\n'), BOOT_TIMEOUT_MS);
       if (saved) {
-        await guest.status('query-status', 'paused');
-        await guest.monitor.execute('cont');
+        // What was saved while the VM ran runs on by itself.
+        await guest.status('query-status', options.incoming ? 'running' : 'paused');
+        if (!options.incoming) await guest.monitor.execute('cont');
       }
       if (!options.paused) await guest.run('true', BOOT_TIMEOUT_MS);
       if (!saved && !options.fresh && !options.paused) await guest.#save(state);

@@ -1,0 +1,60 @@
+import { HOSTS, type HostKind } from './hosts.ts';
+import type { Misfortune } from './misfortunes.ts';
+import { Random } from './random.ts';
+
+/** What is to happen in a round. It depends on the seed and the number of the round alone. */
+export interface Plan {
+  readonly host: HostKind;
+  readonly misfortunes: readonly Happening[];
+  /** How long the host side goes on after everything has happened. */
+  readonly after: number;
+}
+
+export interface Happening {
+  readonly misfortune: Misfortune;
+  /** How long after the first thing was armed, in milliseconds. */
+  readonly at: number;
+  /** For what else is random in it. */
+  readonly random: Random;
+}
+
+/** One round in three has two misfortunes. */
+const SECOND = 1 / 3;
+const LATEST_MS = 400;
+
+/** `direct`: whether the guest's QEMU is managed by nobody. */
+export function planOf(
+  seed: number,
+  round: number,
+  direct: boolean,
+  misfortunes: readonly Misfortune[],
+): Plan {
+  const random = new Random(seed, round);
+  const possible = misfortunes.filter(({ needs }) => direct || needs === undefined);
+  const first = random.pick(possible);
+  const host = random.pick(
+    HOSTS.filter((kind) => (direct || !kind.direct) && (first.needs !== 'tool' || kind.separateTool)),
+  );
+  const others = possible.filter(
+    (other) =>
+      other !== first &&
+      !(other.vm && first.vm) &&
+      (other.needs !== 'tool' || host.separateTool) &&
+      !other.named,
+  );
+  const second = random.share() < SECOND && !first.named && others.length > 0 ? [random.pick(others)] : [];
+  return {
+    host,
+    misfortunes: [first, ...second].map((misfortune, i) => ({
+      misfortune,
+      at: random.time(LATEST_MS),
+      random: new Random(seed, round, i),
+    })),
+    after: random.time(LATEST_MS),
+  };
+}
+
+export function describePlan({ host, misfortunes }: Plan): string {
+  const what = misfortunes.map(({ misfortune, at }) => `${misfortune.name} after ${at.toFixed(0)} ms`);
+  return `${host.name}: ${what.join(', ')}`;
+}
