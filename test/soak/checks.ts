@@ -15,15 +15,15 @@ const CHANGES = 4;
 const PANIC =
   /Kernel panic|Oops|int3|general protection|invalid opcode|double fault|BUG: (?!soft lockup|workqueue lockup)/;
 
-/** What is wrong after a round. `before`: workspaces that were there; `logged`: lines of the console that were. */
+/** What is wrong after a round. `used`: its workspaces; `logged`: how many lines the guest had printed before. */
 export async function faultsOf(
   scene: Scene,
   mark: string,
-  before: ReadonlySet<string>,
+  used: readonly string[],
   logged: number,
 ): Promise<Fault[]> {
   const { subject, wanted } = scene;
-  const left = await leftOver(subject, mark, before);
+  const left = await leftOver(subject, mark, used);
   const state = await stateOf(subject, wanted);
   if (wanted === 'postmigrate') return [...left, ...state];
   if (wanted === 'paused') await scene.goOn();

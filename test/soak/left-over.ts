@@ -1,5 +1,5 @@
-import { lstatSync, readdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, lstatSync, readdirSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { recordsOf } from '../../src/drivers/qemu/qmp.ts';
 import { isWorkspace } from '../../src/drivers/qemu/workspace.ts';
@@ -9,24 +9,26 @@ import { MARK, PATIENCE_MS } from './child.ts';
 import { type Fault, fault } from './faults.ts';
 import type { Subject } from './subject.ts';
 
-const WORKSPACES = '/dev/shm';
-
-/** The workspaces that there are: others may use kvmi on this host, too. */
-export function workspaces(): readonly string[] {
-  return readdirSync(WORKSPACES)
-    .filter((name) => isWorkspace(WORKSPACES, name))
-    .map((name) => join(WORKSPACES, name));
+/** The workspaces that processes of a round use: a guard is told which one. */
+export function workspacesOf(mark: string): readonly string[] {
+  return marked(mark)
+    .flatMap(commandLine)
+    .filter((path) => isWorkspace(dirname(path), basename(path)));
 }
 
-/** What is left of a round after some time: there should be nothing. `before`: workspaces of others. */
+/** What is left of a round after some time: there should be nothing. */
 export async function leftOver(
   subject: Subject,
   mark: string,
-  before: ReadonlySet<string>,
+  workspaces: readonly string[],
 ): Promise<Fault[]> {
-  const made = workspaces().filter((path) => !before.has(path));
   for (const deadline = Date.now() + PATIENCE_MS; ; await sleep(20)) {
-    const left = [...(await stubs(subject)), ...marked(mark), ...files(subject), ...usedByNobody(made)];
+    const left = [
+      ...(await stubs(subject)),
+      ...marked(mark).map((pid) => fault('processes', `process ${pid}: ${commandLine(pid).join(' ')}`)),
+      ...files(subject),
+      ...workspaces.filter((path) => existsSync(path)).map((path) => fault('files', path)),
+    ];
     if (left.length === 0 || Date.now() > deadline) return left;
   }
 }
@@ -35,30 +37,19 @@ async function stubs({ monitor }: Subject): Promise<Fault[]> {
   const devices = recordsOf(await monitor.execute('query-chardev'), 'the list of character devices');
   return devices
     .filter(({ label }) => label === 'gdb')
-    .map(({ filename }) => fault('stubs', `a gdbstub is left: ${filename}`));
+    .map(({ filename }) => fault('stubs', `a gdbstub: ${filename}`));
 }
 
-function marked(mark: string): Fault[] {
-  return processes()
-    .filter((pid) => readText(`/proc/${pid}/environ`)?.split('\0').includes(`${MARK}=${mark}`))
-    .map((pid) => fault('processes', `process ${pid} is left: ${commandLine(pid).join(' ')}`));
+function marked(mark: string): number[] {
+  return processes().filter((pid) =>
+    readText(`/proc/${pid}/environ`)?.split('\0').includes(`${MARK}=${mark}`),
+  );
 }
 
 function files({ fileNames }: Subject): Fault[] {
   const directory = runtimeDirectory()!;
   return readdirSync(directory)
     .filter((name) => fileNames.some((begin) => name.startsWith(begin)))
-    .map((name) => {
-      const path = join(directory, name);
-      const socket = lstatSync(path, { throwIfNoEntry: false })?.isSocket();
-      return fault(socket ? 'sockets' : 'files', `${path} is left`);
-    });
-}
-
-/** A guard names its workspace. What is in others' hands is not of this round. */
-function usedByNobody(paths: readonly string[]): Fault[] {
-  const there = workspaces().filter((path) => paths.includes(path));
-  if (there.length === 0) return [];
-  const used = new Set(processes().flatMap(commandLine));
-  return there.filter((path) => !used.has(path)).map((path) => fault('files', `${path} is left`));
+    .map((name) => join(directory, name))
+    .map((path) => fault(lstatSync(path, { throwIfNoEntry: false })?.isSocket() ? 'sockets' : 'files', path));
 }

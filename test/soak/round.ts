@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { faultsOf, needsRepair } from './checks.ts';
 import { Child, MARK } from './child.ts';
 import { type Fault, fault } from './faults.ts';
-import { workspaces } from './left-over.ts';
+import { workspacesOf } from './left-over.ts';
 import type { Plan } from './plan.ts';
 import { Scene } from './scene.ts';
 import type { Subject } from './subject.ts';
@@ -21,20 +21,20 @@ export interface Outcome {
 export async function play(subject: Subject, plan: Plan, round: number): Promise<Outcome> {
   const mark = `${process.pid}.${round}`;
   const environment = { ...subject.environment, [MARK]: mark };
-  const before = new Set(workspaces());
   const logged = subject.log.length;
   const faults: Fault[] = [];
   let scene: Scene | undefined;
   try {
     scene = new Scene(subject, await plan.host.start(subject, environment));
     const { host } = scene;
+    const used = workspacesOf(mark);
     for (const problem of await happen(scene, plan)) faults.push(fault('other', problem));
     if (!(await host.end())) faults.push(fault('processes', 'the host side does not end'));
     if (needsRepair(subject)) faults.push(...(await repair(subject, plan, environment)));
-    faults.push(...(await faultsOf(scene, mark, before, logged)));
+    faults.push(...(await faultsOf(scene, mark, used, logged)));
     for (const act of scene.afterwards()) {
       await act();
-      faults.push(...(await faultsOf(scene, mark, before, 0)));
+      faults.push(...(await faultsOf(scene, mark, used, 0)));
     }
   } catch (error) {
     faults.push(fault('other', error instanceof Error ? error.message : String(error)));
