@@ -144,7 +144,7 @@ describe('signals to host side, guard and tool of a QEMU machine', {
   test('stopped and continued: the tool: it goes on', async () => {
     const { tool, host, journal } = await hooked();
     await standStill([tool.pid!]);
-    await vm.nextTicks(2, 60_000);
+    await vm.nextTicks(1, 60_000);
     assert.ok(lives(journal.guard) && host.child.exitCode === null, 'it is hooked as before');
     assert.notDeepEqual(journalOf(vm.pid)!.patches, [], 'its int3 is there');
     tool.kill('SIGKILL');
