@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import type { ProcessIdentity } from '../../src/system/proc.ts';
 import { Child } from './child.ts';
-import type { Subject } from './subject.ts';
+import type { Need, Subject } from './subject.ts';
 
 const DIST = join(import.meta.dirname, '..', '..');
 const KVMI = join(DIST, '..', 'bin', 'kvmi');
@@ -20,9 +20,7 @@ export interface Host {
 export interface HostKind {
   readonly name: string;
   readonly weight: number;
-  /** Whether it takes a QMP socket. */
-  readonly direct: boolean;
-  readonly separateTool: boolean;
+  readonly needs?: Need;
   /** Resolves when something is armed. */
   start(subject: Subject, environment: Readonly<Record<string, string>>): Promise<Host>;
 }
@@ -31,16 +29,13 @@ export const HOSTS: readonly HostKind[] = [
   {
     name: 'kvmi break',
     weight: 4,
-    direct: false,
-    separateTool: false,
     start: (subject, environment) =>
       whole([KVMI, 'break', subject.target, subject.symbol, '-o', 'jsonl'], /rip/, 'SIGINT', environment),
   },
   {
     name: 'int3',
     weight: 4,
-    direct: true,
-    separateTool: false,
+    needs: 'direct',
     start: ({ direct }, environment) => {
       const script = join(DIST, 'test', 'qemu', 'victim.js');
       return whole([script, direct!.qmp, String(direct!.gpa)], /armed/, 'SIGKILL', environment);
@@ -49,16 +44,14 @@ export const HOSTS: readonly HostKind[] = [
   {
     name: 'kvmi hook, int3',
     weight: 4,
-    direct: true,
-    separateTool: true,
+    needs: 'tool',
     start: (subject, environment) =>
       hooked(subject, join(DIST, 'test', 'end-to-end', 'tool-process.js'), environment),
   },
   {
     name: 'kvmi hook, CR and MSR',
     weight: 2,
-    direct: true,
-    separateTool: true,
+    needs: 'tool',
     start: (subject, environment) => hooked(subject, join(DIST, 'test', 'soak', 'tool.js'), environment),
   },
 ];

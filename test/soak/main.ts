@@ -1,23 +1,25 @@
 import { whyNoLinuxGuest } from '../kit/linux-guest.ts';
 import { parseCommandLine, SoakError, type SoakOptions } from './command-line.ts';
 import type { Fault } from './faults.ts';
+import { groundsFor } from './grounds.ts';
 import { describePlan, planOf } from './plan.ts';
 import { Progress } from './progress.ts';
 import { type Outcome, play } from './round.ts';
-import { PlainSubject, type Subject } from './subject.ts';
+import type { Subject } from './subject.ts';
 import { Tally } from './tally.ts';
 
 /* Exit codes: 0; 1: something was wrong; 2: it cannot be run. */
 
 /** So many rounds in a row have the same kind of guest. */
 const BLOCK = 25;
-const GUESTS = [() => PlainSubject.boot(2), () => PlainSubject.boot(1)] as const;
 const SHOWN_LINES = 30;
 
 const ended = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => ended.abort());
 
 async function soak({ rounds, seed, misfortunes }: SoakOptions): Promise<Tally> {
+  const grounds = groundsFor(misfortunes, (reason) => console.error(`left out: ${reason}`));
+  if (grounds.length === 0) throw new SoakError('there is no guest here to which any of that can happen');
   const tally = new Tally();
   const progress = new Progress(rounds);
   let subject: Subject | undefined;
@@ -27,8 +29,9 @@ async function soak({ rounds, seed, misfortunes }: SoakOptions): Promise<Tally> 
       await subject?.kill();
       subject = undefined;
     }
-    subject ??= await GUESTS[Math.floor(round / BLOCK) % GUESTS.length]!();
-    const plan = planOf(seed, round, subject.direct !== undefined, misfortunes);
+    const ground = grounds[Math.floor(round / BLOCK) % grounds.length]!;
+    subject ??= await ground.boot();
+    const plan = planOf(seed, round, subject.offers, ground.misfortunes);
     const outcome = await play(subject, plan, round);
     tally.add(
       plan.misfortunes.map(({ misfortune }) => misfortune.name),

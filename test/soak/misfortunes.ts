@@ -4,7 +4,7 @@ import { identityOf, lives, type ProcessIdentity } from '../../src/system/proc.t
 import { guardsOf } from '../kit/guarded.ts';
 import type { Random } from './random.ts';
 import type { Scene } from './scene.ts';
-import type { Subject } from './subject.ts';
+import type { Need, Subject } from './subject.ts';
 
 /** Something that happens to a hooked guest, or to one of those who are about it. */
 export interface Misfortune {
@@ -14,8 +14,7 @@ export interface Misfortune {
   readonly vm: boolean;
   /** Only when it is asked for by name. */
   readonly named?: true;
-  /** What it takes: a tool of its own, or a QEMU that nobody manages. */
-  readonly needs?: 'tool' | 'direct';
+  readonly needs?: Need;
   happen(scene: Scene, random: Random): Promise<void>;
 }
 
@@ -25,12 +24,17 @@ const PAUSED_MS = 1000;
 const STILL_MS = 60_000;
 const STILL_POWER = 10;
 
-const WHOM: Readonly<Record<string, (scene: Scene) => readonly ProcessIdentity[]>> = {
-  host: ({ host }) => [host.process],
-  guard: ({ host }) => guards(host.process),
-  both: ({ host }) => [...guards(host.process), host.process],
-  tool: ({ host }) => (host.tool ? [host.tool] : []),
-};
+const WHOM: readonly {
+  readonly name: string;
+  readonly needs?: Need;
+  processes(scene: Scene): readonly ProcessIdentity[];
+}[] = [
+  { name: 'host', processes: ({ host }) => [host.process] },
+  { name: 'guard', processes: ({ host }) => guards(host.process) },
+  { name: 'both', processes: ({ host }) => [...guards(host.process), host.process] },
+  { name: 'tool', needs: 'tool', processes: ({ host }) => [host.tool!] },
+  { name: 'libvirtd', needs: 'libvirt', processes: ({ subject }) => [identityOf(subject.daemon!)!] },
+];
 
 const SIGNALS = [
   { name: 'KILL', weight: 4 },
@@ -41,14 +45,14 @@ const SIGNALS = [
 ] as const;
 
 export const MISFORTUNES: readonly Misfortune[] = [
-  ...Object.entries(WHOM).flatMap(([whom, processes]) =>
+  ...WHOM.flatMap((whom) =>
     SIGNALS.map(
       ({ name, weight }): Misfortune => ({
-        name: `${whom}:${name}`,
+        name: `${whom.name}:${name}`,
         weight,
         vm: false,
-        ...(whom === 'tool' && { needs: 'tool' }),
-        happen: (scene, random) => signalled(processes(scene), name, random),
+        ...(whom.needs && { needs: whom.needs }),
+        happen: (scene, random) => signalled(whom.processes(scene), name, random),
       }),
     ),
   ),
@@ -124,7 +128,7 @@ export const MISFORTUNES: readonly Misfortune[] = [
       if (!(await migrated(subject))) return;
       scene.leave('postmigrate');
       scene.later(async () => {
-        const destination = await subject.continued(stream);
+        const destination = await subject.continued!(stream);
         await subject.kill();
         scene.replace(destination);
       });

@@ -1,6 +1,7 @@
 import { HOSTS, type HostKind } from './hosts.ts';
 import type { Misfortune } from './misfortunes.ts';
 import { Random } from './random.ts';
+import type { Need } from './subject.ts';
 
 /** What is to happen in a round. It depends on the seed and the number of the round alone. */
 export interface Plan {
@@ -22,24 +23,26 @@ export interface Happening {
 const SECOND = 1 / 3;
 const LATEST_MS = 400;
 
-/** `direct`: whether the guest's QEMU is managed by nobody. */
+/** `misfortunes`: some that can happen to a guest with `offers`. */
 export function planOf(
   seed: number,
   round: number,
-  direct: boolean,
+  offers: readonly Need[],
   misfortunes: readonly Misfortune[],
 ): Plan {
   const random = new Random(seed, round);
-  const possible = misfortunes.filter(({ needs }) => direct || needs === undefined);
-  const first = random.pick(possible);
+  const first = random.pick(misfortunes);
   const host = random.pick(
-    HOSTS.filter((kind) => (direct || !kind.direct) && (first.needs !== 'tool' || kind.separateTool)),
+    HOSTS.filter(
+      ({ needs }) =>
+        (needs === undefined || offers.includes(needs)) && (first.needs !== 'tool' || needs === 'tool'),
+    ),
   );
-  const others = possible.filter(
+  const others = misfortunes.filter(
     (other) =>
       other !== first &&
       !(other.vm && first.vm) &&
-      (other.needs !== 'tool' || host.separateTool) &&
+      (other.needs !== 'tool' || host.needs === 'tool') &&
       !other.named,
   );
   const second = random.share() < SECOND && !first.named && others.length > 0 ? [random.pick(others)] : [];

@@ -7,8 +7,12 @@ import { KernelText, type Shown, symbolsOf } from '../kit/kernel-text.ts';
 import { LinuxGuest, type LinuxGuestOptions } from '../kit/linux-guest.ts';
 import { addSnapshotDisk } from '../kit/snapshot-disk.ts';
 
+/** What some misfortunes and host sides take: a QEMU that nobody manages, a tool of its own, a libvirt of its own. */
+export type Need = 'direct' | 'tool' | 'libvirt';
+
 /** A guest to which things happen, and what it was like before. */
 export interface Subject extends Shown {
+  readonly offers: readonly Need[];
   readonly pid: number;
   /** How kvmi names it, and what it needs in its environment for that. */
   readonly target: string;
@@ -24,8 +28,10 @@ export interface Subject extends Shown {
   /** Changes while the guest runs. */
   readonly clock: number;
   readonly log: readonly string[];
-  /** The state in `stream`, in a QEMU of its own. */
-  continued(stream: string): Promise<Subject>;
+  /** libvirt's daemon. */
+  readonly daemon?: number;
+  /** The state in `stream`, in a QEMU of its own; where nobody manages it. */
+  continued?(stream: string): Promise<Subject>;
   kill(): Promise<void>;
 }
 
@@ -34,6 +40,8 @@ const CALLS = '(while true; do id -u >/dev/null; usleep 5000; done) &';
 
 /** A guest in a QEMU that nobody manages. Its kernel is where it was when it starts anew. */
 export class PlainSubject implements Subject {
+  static readonly offers = ['direct', 'tool'] as const;
+  readonly offers = PlainSubject.offers;
   readonly target: string;
   readonly environment = {};
   readonly symbol = SYMBOL;
