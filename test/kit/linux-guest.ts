@@ -66,6 +66,8 @@ export class LinuxGuest {
   readonly #console: Socket;
   readonly #shell: Socket;
   #ticks = 0;
+  /** How often the clock has moved: what it shows goes back with the VM. */
+  #moves = 0;
   #log: string[] = [];
   #consoleTail = '';
   #tickListeners = new Set<() => void>();
@@ -158,14 +160,14 @@ export class LinuxGuest {
 
   /** Resolves when the guest's clock has moved `count` times more, rejects after `timeoutMs`. */
   nextTicks(count = 1, timeoutMs = 10_000): Promise<void> {
-    const until = this.#ticks + count;
+    const until = this.#moves + count;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#tickListeners.delete(check);
         reject(new Error(`the guest's clock did not move ${count} times within ${timeoutMs} ms`));
       }, timeoutMs);
       const check = () => {
-        if (this.#ticks < until) return;
+        if (this.#moves < until) return;
         clearTimeout(timer);
         this.#tickListeners.delete(check);
         resolve();
@@ -227,8 +229,10 @@ export class LinuxGuest {
     this.#consoleTail = lines.pop()!;
     for (const line of lines) {
       const tick = /^tick (\d+)/.exec(line);
-      if (tick) this.#ticks = Number(tick[1]);
-      else this.#log.push(line.trimEnd());
+      if (tick) {
+        this.#ticks = Number(tick[1]);
+        this.#moves++;
+      } else this.#log.push(line.trimEnd());
     }
     for (const listener of this.#tickListeners) listener();
   }
