@@ -40,10 +40,13 @@ async function soak({ rounds, seed, misfortunes }: SoakOptions): Promise<Tally> 
     if (outcome.faults.length > 0) {
       failed++;
       progress.clear();
-      console.error(await failure(subject, outcome, `seed ${seed}, round ${round}, ${describePlan(plan)}`));
+      console.error(await failure(outcome, `seed ${seed}, round ${round}, ${describePlan(plan)}`));
     }
-    if (outcome.subject === undefined) await subject.kill();
     subject = outcome.subject;
+    if (!outcome.fit) {
+      await subject.kill();
+      subject = undefined;
+    }
     progress.show(round + 1, failed, describePlan(plan));
   }
   progress.clear();
@@ -52,7 +55,7 @@ async function soak({ rounds, seed, misfortunes }: SoakOptions): Promise<Tally> 
 }
 
 /** What is known of a round after which something was wrong. */
-async function failure(subject: Subject, { faults, stderr }: Outcome, when: string): Promise<string> {
+async function failure({ subject, faults, stderr }: Outcome, when: string): Promise<string> {
   const status = await subject.monitor.execute('query-status').catch(String);
   const section = (name: string, lines: readonly string[]) => [
     `  ${name}:`,

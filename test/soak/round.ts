@@ -12,8 +12,9 @@ const KVMI = join(import.meta.dirname, '..', '..', '..', 'bin', 'kvmi');
 
 export interface Outcome {
   readonly faults: readonly Fault[];
-  /** The guest that is there now; undefined when another one is needed. */
-  readonly subject: Subject | undefined;
+  /** The guest that is there now, and whether it is fit for another round. */
+  readonly subject: Subject;
+  readonly fit: boolean;
   readonly stderr: string;
 }
 
@@ -39,8 +40,12 @@ export async function play(subject: Subject, plan: Plan, round: number): Promise
   } catch (error) {
     faults.push(fault('other', error instanceof Error ? error.message : String(error)));
   }
-  const fit = faults.length === 0 && scene && !scene.retired;
-  return { faults, subject: fit ? scene!.subject : undefined, stderr: scene?.host.stderr ?? '' };
+  return {
+    faults,
+    subject: scene?.subject ?? subject,
+    fit: faults.length === 0 && !scene?.retired,
+    stderr: scene?.host.stderr ?? '',
+  };
 }
 
 /** What could not be done of it. */
