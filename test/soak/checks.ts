@@ -27,10 +27,11 @@ export async function faultsOf(
   const state = await stateOf(subject, wanted);
   if (wanted === 'postmigrate') return [...left, ...state];
   if (wanted === 'paused') await scene.goOn();
+  const stands = state.some(({ kind }) => kind === 'frozen');
   return [
     ...left,
     ...state,
-    ...(await clock(subject, scene.retired ? BOOT_MS : PATIENCE_MS)),
+    ...(stands ? [] : await clock(subject, scene.retired ? BOOT_MS : PATIENCE_MS)),
     ...(await bytes(subject)),
     ...subject.log
       .slice(logged)

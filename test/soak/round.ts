@@ -1,14 +1,14 @@
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { kvmi } from '../kit/kvmi-process.ts';
 import { faultsOf, needsRepair } from './checks.ts';
-import { Child, MARK } from './child.ts';
+import { MARK, PATIENCE_MS } from './child.ts';
 import { type Fault, fault } from './faults.ts';
 import { workspacesOf } from './left-over.ts';
 import type { Plan } from './plan.ts';
 import { Scene } from './scene.ts';
 import type { Subject } from './subject.ts';
 
-const KVMI = join(import.meta.dirname, '..', '..', '..', 'bin', 'kvmi');
+const PAUSE_MS = 200;
 
 export interface Outcome {
   readonly faults: readonly Fault[];
@@ -31,7 +31,8 @@ export async function play(subject: Subject, plan: Plan, round: number): Promise
     const used = workspacesOf(mark);
     for (const problem of await happen(scene, plan)) faults.push(fault('other', problem));
     if (!(await host.end())) faults.push(fault('processes', 'the host side does not end'));
-    if (needsRepair(subject)) faults.push(...(await repair(subject, plan, environment)));
+    if (withoutGuard(plan)) faults.push(...(await repair(subject, environment)));
+    else if (needsRepair(subject)) faults.push(fault('files', 'a journal that nobody would act on'));
     faults.push(...(await faultsOf(scene, mark, used, logged)));
     for (const act of scene.afterwards()) {
       await act();
@@ -60,15 +61,16 @@ async function happen(scene: Scene, plan: Plan): Promise<string[]> {
   return ends.flatMap((end) => (end.status === 'rejected' ? [String(end.reason)] : []));
 }
 
-/** Only where guard and host side were killed: otherwise somebody should have done it. */
-async function repair(
-  { target }: Subject,
-  { misfortunes }: Plan,
-  environment: Readonly<Record<string, string>>,
-): Promise<Fault[]> {
-  if (!misfortunes.some(({ misfortune: { name } }) => name === 'both:KILL' || name === 'guard:KILL'))
-    return [fault('files', 'a journal is left, and nobody who would act on it')];
-  const child = new Child([KVMI, 'repair', target, '-o', 'json'], environment);
-  await child.said(/"outcome": *"(repaired|nothing)"/);
-  return (await child.end('SIGCONT')) ? [] : [fault('processes', 'kvmi repair does not end')];
+/** Whether nobody may have been there who undoes what is left: then the next kvmi does. */
+function withoutGuard({ misfortunes }: Plan): boolean {
+  return misfortunes.some(({ misfortune: { name } }) => name === 'both:KILL' || name === 'guard:KILL');
+}
+
+/** The guard, where there is one all the same, may be about to do it: then it is asked again. */
+async function repair({ target }: Subject, environment: Readonly<Record<string, string>>): Promise<Fault[]> {
+  for (const deadline = Date.now() + PATIENCE_MS; ; await sleep(PAUSE_MS)) {
+    const { code, stderr } = await kvmi(['repair', target], environment);
+    if (code === 0) return [];
+    if (Date.now() > deadline) return [fault('other', `kvmi repair: ${stderr}`)];
+  }
 }
