@@ -9,6 +9,8 @@ import type { Subject } from './subject.ts';
 
 /** A guest that boots takes its time. */
 const BOOT_MS = 180_000;
+/** What QEMU calls a VM that others stopped while a gdbstub held it. */
+const STOPPED_WHILE_HELD = 'debug';
 /** What was on its way from a guest that stands still is not its clock. */
 const CHANGES = 4;
 /** A QEMU that stood still makes the kernel complain of time that is missing: that is no harm. */
@@ -50,7 +52,7 @@ export function needsRepair({ pid }: Subject): boolean {
 async function stateOf({ monitor }: Subject, wanted: string): Promise<Fault[]> {
   for (const deadline = Date.now() + PATIENCE_MS; ; await sleep(20)) {
     const { status } = recordOf(await monitor.execute('query-status'), 'the status');
-    if (status === wanted) return [];
+    if (status === wanted || (wanted === 'paused' && status === STOPPED_WHILE_HELD)) return [];
     if (Date.now() < deadline) continue;
     return [
       fault(wanted === 'running' ? 'frozen' : 'other', `the VM is ${status}, others left it ${wanted}`),

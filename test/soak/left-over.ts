@@ -33,11 +33,14 @@ export async function leftOver(
   }
 }
 
+/** What is left in QEMU: the gdbstub, and the block nodes by which kvmi sees what others do. */
 async function stubs({ monitor }: Subject): Promise<Fault[]> {
   const devices = recordsOf(await monitor.execute('query-chardev'), 'the list of character devices');
-  return devices
-    .filter(({ label }) => label === 'gdb')
-    .map(({ filename }) => fault('stubs', `a gdbstub: ${filename}`));
+  const nodes = recordsOf(await monitor.execute('query-named-block-nodes'), 'the list of block nodes');
+  return [
+    ...devices.filter(({ label }) => label === 'gdb').map(({ filename }) => `a gdbstub: ${filename}`),
+    ...nodes.map((node) => `the block node ${node['node-name']}`).filter((name) => name.includes(' kvmi-')),
+  ].map((what) => fault('stubs', what));
 }
 
 function marked(mark: string): number[] {
