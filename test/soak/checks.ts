@@ -4,13 +4,18 @@ import { recordOf } from '../../src/drivers/qemu/qmp.ts';
 import { PATIENCE_MS } from './child.ts';
 import { type Fault, fault } from './faults.ts';
 import { leftOver } from './left-over.ts';
-import type { Scene } from './scene.ts';
+import type { Scene, Wanted } from './scene.ts';
 import type { Subject } from './subject.ts';
 
 /** A guest that boots takes its time. */
 const BOOT_MS = 180_000;
-/** What QEMU calls a VM that others stopped while a gdbstub held it. */
-const STOPPED_WHILE_HELD = 'debug';
+/** How QEMU calls what others have left. One that they stopped while the gdbstub held it stays in `debug`. */
+const STATES: Readonly<Record<Wanted, readonly string[]>> = {
+  running: ['running'],
+  paused: ['paused', 'debug'],
+  postmigrate: ['postmigrate'],
+  any: ['running', 'paused', 'debug'],
+};
 /** What was on its way from a guest that stands still is not its clock. */
 const CHANGES = 4;
 /** A QEMU that stood still makes the kernel complain of time that is missing: that is no harm. */
@@ -28,7 +33,7 @@ export async function faultsOf(
   const left = await leftOver(subject, mark, used);
   const state = await stateOf(subject, wanted);
   if (wanted === 'postmigrate') return [...left, ...state];
-  if (wanted === 'paused') await scene.goOn();
+  if (wanted !== 'running') await scene.goOn();
   const stands = state.some(({ kind }) => kind === 'frozen');
   return [
     ...left,
@@ -49,10 +54,10 @@ export function needsRepair({ pid }: Subject): boolean {
   return state !== undefined && !keeperOf(state);
 }
 
-async function stateOf({ monitor }: Subject, wanted: string): Promise<Fault[]> {
+async function stateOf({ monitor }: Subject, wanted: Wanted): Promise<Fault[]> {
   for (const deadline = Date.now() + PATIENCE_MS; ; await sleep(20)) {
     const { status } = recordOf(await monitor.execute('query-status'), 'the status');
-    if (status === wanted || (wanted === 'paused' && status === STOPPED_WHILE_HELD)) return [];
+    if (STATES[wanted].includes(String(status))) return [];
     if (Date.now() < deadline) continue;
     return [
       fault(wanted === 'running' ? 'frozen' : 'other', `the VM is ${status}, others left it ${wanted}`),

@@ -1,11 +1,18 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { lives } from '../../src/system/proc.ts';
+import { journalOf } from '../kit/guarded.ts';
+import { PATIENCE_MS } from './child.ts';
 import type { Host } from './hosts.ts';
 import type { Subject } from './subject.ts';
+
+/** The state in which others have left the VM; `any`: they changed it while nobody was there to see it. */
+export type Wanted = 'running' | 'paused' | 'postmigrate' | 'any';
 
 /** One round: who is there, and what the VM is left in. */
 export class Scene {
   readonly host: Host;
   #subject: Subject;
-  #wanted = 'running';
+  #wanted: Wanted = 'running';
   #retired = false;
   readonly #later: (() => Promise<void>)[] = [];
 
@@ -18,8 +25,7 @@ export class Scene {
     return this.#subject;
   }
 
-  /** The state in which others have left the VM. */
-  get wanted(): string {
+  get wanted(): Wanted {
     return this.#wanted;
   }
 
@@ -28,9 +34,14 @@ export class Scene {
     return this.#retired;
   }
 
+  /** Returns when kvmi has seen it: what it does not live to see it cannot leave as it was. */
   async pause(): Promise<void> {
     await this.#subject.monitor.execute('stop');
-    this.#wanted = 'paused';
+    const { pid } = this.#subject;
+    const seen = () => journalOf(pid)?.running !== true;
+    for (const deadline = Date.now() + PATIENCE_MS; Date.now() < deadline; await sleep(10))
+      if (seen() || !lives(this.host.process)) break;
+    this.#wanted = lives(this.host.process) || journalOf(pid)?.running === false ? 'paused' : 'any';
   }
 
   async goOn(): Promise<void> {
@@ -38,7 +49,7 @@ export class Scene {
     this.#wanted = 'running';
   }
 
-  leave(state: string): void {
+  leave(state: Wanted): void {
     this.#wanted = state;
   }
 
