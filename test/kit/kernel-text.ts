@@ -1,6 +1,6 @@
-import { createHash } from 'node:crypto';
 import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import type { QmpConnection } from '../../src/drivers/qemu/qmp.ts';
 import type { LinuxGuest } from './linux-guest.ts';
 
 /** Addresses of kernel symbols, as the guest's own /proc/kallsyms has them. */
@@ -13,42 +13,46 @@ export async function symbolsOf(vm: LinuxGuest, names: readonly string[]): Promi
   return Object.fromEntries(rows.map(([address, , name]) => [name!, BigInt(`0x${address}`)]));
 }
 
+/** A QEMU that can be asked for guest memory, and a directory that it can write to. */
+export interface Shown {
+  readonly monitor: Pick<QmpConnection, 'hmp'>;
+  readonly directory: string;
+}
+
 /** The kernel's text as QEMU's own `memsave` shows it, to be compared with itself later. */
 export class KernelText {
   readonly #start: bigint;
-  readonly #size: number;
-  readonly #pages: readonly string[];
+  readonly #bytes: Buffer;
 
-  private constructor(start: bigint, size: number, pages: readonly string[]) {
+  private constructor(start: bigint, bytes: Buffer) {
     this.#start = start;
-    this.#size = size;
-    this.#pages = pages;
+    this.#bytes = bytes;
   }
 
   static async of(vm: LinuxGuest): Promise<KernelText> {
     const { _stext, _etext } = await symbolsOf(vm, ['_stext', '_etext']);
-    const size = Number(_etext! - _stext!);
-    return new KernelText(_stext!, size, await hashes(vm, _stext!, size));
+    return KernelText.between(vm, _stext!, _etext!);
   }
 
-  /** Addresses of the pages that are different now. */
-  async changes(vm: LinuxGuest): Promise<string[]> {
-    const now = await hashes(vm, this.#start, this.#size);
-    return now.flatMap((hash, i) =>
-      hash === this.#pages[i] ? [] : [`0x${(this.#start + BigInt(i * 4096)).toString(16)}`],
-    );
+  static async between(vm: Shown, start: bigint, end: bigint): Promise<KernelText> {
+    return new KernelText(start, await saved(vm, start, Number(end - start)));
+  }
+
+  /** Addresses of the bytes that are different now. */
+  async changes(vm: Shown): Promise<string[]> {
+    const now = await saved(vm, this.#start, this.#bytes.length);
+    if (now.equals(this.#bytes)) return [];
+    return [...now.keys()]
+      .filter((at) => now[at] !== this.#bytes[at])
+      .map((at) => `0x${(this.#start + BigInt(at)).toString(16)}`);
   }
 }
 
-/** A hash of each page; QEMU reads by virtual address, through the page tables of a vCPU. */
-async function hashes(vm: LinuxGuest, start: bigint, size: number): Promise<string[]> {
+/** QEMU reads by virtual address, through the page tables of a vCPU. */
+async function saved(vm: Shown, start: bigint, size: number): Promise<Buffer> {
   const file = join(vm.directory, 'kernel-text');
   await vm.monitor.hmp(`memsave 0x${start.toString(16)} ${size} "${file}"`);
   const bytes = readFileSync(file);
   rmSync(file);
-  return Array.from({ length: Math.ceil(size / 4096) }, (_, i) =>
-    createHash('sha1')
-      .update(bytes.subarray(i * 4096, (i + 1) * 4096))
-      .digest('hex'),
-  );
+  return bytes;
 }

@@ -6,6 +6,7 @@ import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { identityOf, offerPath } from '../../src/drivers/qemu/sharing/offer-path.ts';
 import { UnixQmp } from '../../src/drivers/qemu/unix-qmp.ts';
 import { lives } from '../../src/system/proc.ts';
 import {
@@ -163,6 +164,18 @@ describe('a host side of a QEMU machine and its guard', { skip: whyNoLinuxGuest(
     await nothingLeft(vm, journal);
     await unharmed(vm, text);
     assert.equal(await status(), 'running');
+  });
+
+  test('the gdbstub is lost, then the host side is killed: its offer to others goes, too', async () => {
+    const { host, journal } = await armed();
+    const offer = offerPath(identityOf(vm.qmp))!;
+    await vm.monitor.hmp('gdbserver none');
+    await until(() => journalOf(vm.pid) === undefined, 'the host side undoes what it did');
+    assert.ok(existsSync(offer));
+    await host.kill();
+    await nothingLeft(vm, journal);
+    await until(() => !existsSync(offer), 'the offer is left');
+    await unharmed(vm, text);
   });
 
   test('a stub that nobody uses any more is replaced', async () => {

@@ -10,8 +10,11 @@ import { openQemu, type QemuMachine } from '../../src/drivers/qemu/index.ts';
 import { introspect } from '../../src/introspect.ts';
 import type { Guest } from '../../src/tool/index.ts';
 import { int3Program, ownInt3Program, syscallProgram } from '../kit/elf.ts';
+import { until } from '../kit/guarded.ts';
+import { TestHandler } from '../kit/handler.ts';
 import { KernelText, symbolsOf } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
+import { addSnapshotDisk } from '../kit/snapshot-disk.ts';
 
 /** A system call that no program makes by itself, the kernel's function for it, and how often a program makes it. */
 const SYSCALL = 146;
@@ -235,6 +238,35 @@ describe('probes of QEMU under TCG, -smp 2', { skip: whyNoLinuxGuest() ?? false 
   });
 });
 
+test('a machine that is detached has no probes any more', { skip: whyNoLinuxGuest() ?? false }, async () => {
+  const vm = await LinuxGuest.boot();
+  const [address] = Object.values(await symbolsOf(vm, ['__x64_sys_write']));
+  const machine = await openQemu({ qmp: vm.qmp });
+  try {
+    await machine.attach(new TestHandler());
+    let before = 0;
+    const remove = await machine.probes!.set(address!, () => {
+      before++;
+      return undefined;
+    });
+    await until(() => before > 0, 'a hit');
+    await machine.detach();
+    const hits = before;
+    await machine.attach(new TestHandler());
+    const hit = deferred<void>();
+    await machine.probes!.set(address!, () => {
+      hit.resolve();
+      return undefined;
+    });
+    await remove();
+    await hit.promise;
+    assert.equal(before, hits, 'the one of before is not called');
+  } finally {
+    await machine.close();
+    await vm.kill();
+  }
+});
+
 test('QEMU dies while a vCPU is held: removing says that it was not done', {
   skip: whyNoLinuxGuest() ?? false,
 }, async () => {
@@ -286,34 +318,4 @@ async function stubGone(vm: LinuxGuest): Promise<void> {
     assert.ok(Date.now() < deadline, 'the gdbstub is removed');
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
-}
-
-/** A disk for snapshots, made by QEMU itself. */
-async function addSnapshotDisk(vm: LinuxGuest): Promise<void> {
-  const filename = join(vm.directory, 'snapshots.qcow2');
-  const size = 1 << 20;
-  const job = async (id: string, options: object): Promise<void> => {
-    await vm.monitor.execute('blockdev-create', { 'job-id': id, options });
-    for (const deadline = Date.now() + PATIENCE_MS; ; ) {
-      const jobs = (await vm.monitor.execute('query-jobs')) as {
-        id: string;
-        status: string;
-        error?: string;
-      }[];
-      const found = jobs.find((each) => each.id === id)!;
-      assert.equal(found.error, undefined);
-      if (found.status === 'concluded') break;
-      assert.ok(Date.now() < deadline, `${id} ends`);
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-    await vm.monitor.execute('job-dismiss', { id });
-  };
-  await job('file', { driver: 'file', filename, size: 0 });
-  await vm.monitor.execute('blockdev-add', { driver: 'file', filename, 'node-name': 'snapshot-file' });
-  await job('qcow2', { driver: 'qcow2', file: 'snapshot-file', size });
-  await vm.monitor.execute('blockdev-add', {
-    driver: 'qcow2',
-    file: 'snapshot-file',
-    'node-name': 'snapshots',
-  });
 }

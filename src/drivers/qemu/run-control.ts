@@ -191,8 +191,9 @@ export class RunControl {
     }
   }
 
-  /** Returns with every vCPU stopped. */
+  /** Returns with every vCPU stopped. Once the stub was lost, undoing is the business of others, who have one of their own. */
   async #stop(): Promise<void> {
+    if (this.#lost) throw this.#lost;
     const gdb = this.#gdb;
     if (gdb === undefined) {
       await this.#attach();

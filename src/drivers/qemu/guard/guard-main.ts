@@ -2,6 +2,7 @@ import { rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { leaveControlGroup } from '../../../system/control-group.ts';
 import { whenReleased } from '../../../system/guard-process.ts';
+import { sweepOffers } from '../sharing/sweep.ts';
 import { Workspace } from '../workspace.ts';
 import { type JournalState, readJournal } from './journal.ts';
 import { Repair } from './repair.ts';
@@ -27,6 +28,8 @@ whenReleased(async () => {
   const state = readJournal(path);
   if (state?.guard.pid === process.pid || state?.workspace === workspace) await undo(state);
   new Workspace(undefined, workspace).remove();
+  // A host side that was killed with nothing armed has left its offer all the same.
+  await sweepOffers().catch(() => {});
   goBack?.();
   process.exit();
 });

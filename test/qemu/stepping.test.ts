@@ -1,0 +1,70 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { after, before, beforeEach, describe, test } from 'node:test';
+import { openQemu } from '../../src/drivers/qemu/index.ts';
+import { CONTINUE } from '../../src/machine/index.ts';
+import { journalOf, nothingLeft, unharmed, until } from '../kit/guarded.ts';
+import { TestHandler } from '../kit/handler.ts';
+import { KernelText } from '../kit/kernel-text.ts';
+import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
+
+/*
+ * vCPUs that wait for an interrupt do not finish the steps that QEMU was told to do. Those that QEMU has not forgotten
+ * would stop the VM later, when nobody is there.
+ */
+describe('steps of an idle guest that are not finished, -smp 2', { skip: whyNoLinuxGuest() ?? false }, () => {
+  let vm: LinuxGuest;
+  let text: KernelText;
+
+  before(async () => {
+    vm = await LinuxGuest.boot({ smp: 2 });
+    text = await KernelText.of(vm);
+  });
+  after(() => vm?.kill());
+  beforeEach(async () => {
+    await vm.monitor.execute('cont');
+    await vm.nextTicks(1);
+  });
+
+  async function status(): Promise<string> {
+    return ((await vm.monitor.execute('query-status')) as { status: string }).status;
+  }
+
+  test('detach: the guest runs on', async () => {
+    const machine = await openQemu({ qmp: vm.qmp });
+    try {
+      const handler = await TestHandler.attach(machine);
+      const stepped = new Set<number>();
+      handler.onStop = (vcpu) => {
+        stepped.add(vcpu.index);
+        return CONTINUE;
+      };
+      for (const vcpu of machine.vcpus) await machine.arm({ kind: 'singlestep', vcpu });
+      await until(() => stepped.size === machine.vcpus.length, 'every vCPU is stepped');
+      await machine.detach();
+      await unharmed(vm, text);
+      assert.equal(await status(), 'running');
+    } finally {
+      await machine.close();
+    }
+  });
+
+  test('the host side is killed in a VM that somebody else has paused: it runs on when it is let', async () => {
+    const script = join(import.meta.dirname, 'stepping-victim.js');
+    const host = spawn(process.execPath, [script, vm.qmp], { stdio: ['ignore', 'pipe', 'inherit'] });
+    await once(host.stdout, 'data');
+    const journal = journalOf(vm.pid);
+    await until(async () => {
+      await vm.monitor.execute('stop');
+      return journalOf(vm.pid)?.running === false;
+    }, 'the host side sees that the VM was paused');
+    host.kill('SIGKILL');
+    await nothingLeft(vm, journal);
+    assert.equal(await status(), 'paused');
+    await vm.monitor.execute('cont');
+    await unharmed(vm, text);
+    assert.equal(await status(), 'running');
+  });
+});
