@@ -92,9 +92,10 @@ export async function nothingLeft(
 
 /** The guest runs, and its kernel is what it was. */
 export async function unharmed(vm: LinuxGuest, text: KernelText, when = ''): Promise<void> {
-  await vm.nextTicks(2, PATIENCE_MS).catch(() => {
+  await vm.nextTicks(2, PATIENCE_MS).catch(async () => {
     const said = vm.log.slice(-40).join('\n');
-    assert.fail(`${when}: the guest's clock stands still; its kernel said: ${said}`);
+    const state = JSON.stringify(await vm.monitor.execute('query-status'));
+    assert.fail(`${when}: the guest's clock stands still (${state}); its kernel said: ${said}`);
   });
   assert.deepEqual(await text.changes(vm), [], `${when}: kernel text is as before`);
 }

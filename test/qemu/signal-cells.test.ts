@@ -162,7 +162,7 @@ test('QEMU is told to end while it is hooked: kvmi says so, and leaves nothing',
     vm.process.kill('SIGTERM');
     const { code, stderr } = await host.ended;
     assert.equal(code, EXIT.error.code, stderr);
-    assert.match(stderr, /the VM ended/);
+    assert.match(stderr, /the VM is gone/);
     await until(() => !lives(journal.guard), 'a guard is left');
     assert.equal(journalOf(vm.pid), undefined);
     assert.ok(!existsSync(journal.workspace), 'the workspace is left');

@@ -375,7 +375,6 @@ export class RunControl {
     await gdb.forgetStep(0, () => this.others.expectResume());
     this.vcpus[0]!.stepUnfinished = false;
     this.vcpus[0]!.state = undefined;
-    this.#reply = undefined;
   }
 
   /** `s` for those that step and `c` for the others; with nobody held, for vCPUs that are not known here, too. */
@@ -448,15 +447,27 @@ export class RunControl {
       vcpu.ahead = [];
       vcpu.queue.length = 0;
     }
-    const run = await this.others.mayRun(gdb.stops);
+    const run = await this.#giveBack(gdb);
     this.#gdb = undefined;
     if (run) this.others.expectResume();
-    if (!run) await this.#showPaused(gdb);
     await gdb.detach(run);
     if (run && (await this.others.stoppedBefore(() => gdb.stops))) await this.#qmp.execute('stop');
     await this.others.end();
     // A stub that is left is somebody's business: the journal stays.
     if (await closeStub(this.#qmp, this.#plan!)) this.#owner.detached();
+  }
+
+  /**
+   * Whether the VM is to be let run. When that is known nothing more is sent to the stub: others may have let it run, and
+   * that would stop it.
+   */
+  async #giveBack(gdb: GdbClient): Promise<boolean> {
+    await gdb.restoreModes();
+    if (await this.others.mayRun(gdb.stops)) return true;
+    await this.#showPaused(gdb);
+    // What others did before this is answered is known then.
+    await statusOf(this.#qmp);
+    return !this.others.paused;
   }
 
   /**
