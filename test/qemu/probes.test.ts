@@ -225,7 +225,7 @@ describe('probes of QEMU under TCG, -smp 2', { skip: whyNoLinuxGuest() ?? false 
     const stream = join(vm.directory, 'stream');
     await vm.monitor.execute('migrate-set-parameters', { 'max-bandwidth': 1e10 });
     await vm.monitor.execute('migrate', { uri: `exec:cat >${stream}` });
-    await vm.status('query-migrate', 'completed');
+    await vm.status('query-status', 'postmigrate');
     await guest.detach();
     const bytes = readFileSync(stream);
     const armed = Buffer.from(original);

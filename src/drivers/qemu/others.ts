@@ -28,6 +28,8 @@ export class Others {
   /** RESUME events that will come because of us. */
   #resumesDue = 0;
   #active = false;
+  /** What QEMU said of its last snapshot or migration. */
+  #migration = '';
   /** A look that was not answered yet. */
   #look: Promise<void> | undefined;
 
@@ -57,6 +59,7 @@ export class Others {
     this.#counted = this.#known = this.#resumesDue = 0;
     this.#void = false;
     this.#paused = !running;
+    await this.#copied();
     this.#active = true;
   }
 
@@ -109,7 +112,7 @@ export class Others {
   async mayRun(reported: number): Promise<boolean> {
     if (this.#paused) return false;
     await this.#count();
-    if (this.#takeExcess(reported)) this.#set(true);
+    if (this.#takeExcess(reported) && !(await this.#copied())) this.#set(true);
     return !this.#paused;
   }
 
@@ -124,9 +127,17 @@ export class Others {
     const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
     await counted;
     if (!running || reported() !== before || !this.#takeExcess(before)) return false;
-    if (performance.now() - since > LATE_MS) return false;
+    if (performance.now() - since > LATE_MS || (await this.#copied())) return false;
     this.#set(true);
     return true;
+  }
+
+  /** Whether a snapshot was made, or a migration, since this was asked last: they stop the VM on their way. */
+  async #copied(): Promise<boolean> {
+    const before = this.#migration;
+    const now = await inTime(this.#qmp.execute('query-migrate')).catch(() => undefined);
+    this.#migration = JSON.stringify(now ?? null);
+    return this.#migration !== before;
   }
 
   #letRun(): void {
