@@ -1,9 +1,12 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { EVENTS_MISSED, type QmpConnection } from './qmp.ts';
 import { StopCounter } from './stop-counter.ts';
 import { isRunning } from './stub.ts';
 
 /** How long a resume waits for what others want: a monitor that is not answered must not hold the guest. */
 const LOOK_MS = 1000;
+/** How long after a stop QEMU may take to begin with a snapshot. */
+const COPY_MS = 50;
 /** When a `stop` is seen later than this after a resume, a `cont` may have come since, which does nothing to a VM that runs. */
 const LATE_MS = 250;
 
@@ -59,7 +62,7 @@ export class Others {
     this.#counted = this.#known = this.#resumesDue = 0;
     this.#void = false;
     this.#paused = !running;
-    await this.#copied();
+    this.#migration = await this.#lastCopy();
     this.#active = true;
   }
 
@@ -135,9 +138,15 @@ export class Others {
   /** Whether a snapshot was made, or a migration, since this was asked last: they stop the VM on their way. */
   async #copied(): Promise<boolean> {
     const before = this.#migration;
-    const now = await inTime(this.#qmp.execute('query-migrate')).catch(() => undefined);
-    this.#migration = JSON.stringify(now ?? null);
+    // A snapshot stops the VM before QEMU says anything of it, and then answers nothing until it is made.
+    await sleep(COPY_MS);
+    this.#migration = await this.#lastCopy();
     return this.#migration !== before;
+  }
+
+  async #lastCopy(): Promise<string> {
+    const copy = await inTime(this.#qmp.execute('query-migrate')).catch(() => undefined);
+    return JSON.stringify(copy ?? null);
   }
 
   #letRun(): void {
