@@ -100,6 +100,29 @@ export async function unharmed(vm: LinuxGuest, text: KernelText, when = ''): Pro
   assert.deepEqual(await text.changes(vm), [], `${when}: kernel text is as before`);
 }
 
+export async function runState(vm: LinuxGuest): Promise<string> {
+  return ((await vm.monitor.execute('query-status')) as { status: string }).status;
+}
+
+/** `kill` ends a host side in a VM that somebody else has paused: it stays paused, and runs on when it is let. */
+export async function killedWhilePaused(
+  vm: LinuxGuest,
+  text: KernelText,
+  journal: JournalState | undefined,
+  kill: () => unknown,
+): Promise<void> {
+  await until(async () => {
+    await vm.monitor.execute('stop');
+    return journalOf(vm.pid)?.running === false;
+  }, 'the host side sees that the VM was paused');
+  await kill();
+  await nothingLeft(vm, journal);
+  assert.equal(await runState(vm), 'paused');
+  await vm.monitor.execute('cont');
+  await unharmed(vm, text);
+  assert.equal(await runState(vm), 'running');
+}
+
 export function processLives(pid: number): boolean {
   return identityOf(pid) !== undefined;
 }

@@ -78,30 +78,9 @@ static void *run_vcpu(void *unused)
 
 static void start_vcpu(uint8_t *ram)
 {
-	/* incl 0x2010; out %al, $0x10; jmp to the first one */
-	static const uint8_t code[] = { 0x66, 0xff, 0x06, 0x10, 0x20, 0xe6, 0x10, 0xeb, 0xf7 };
-	struct kvm_sregs sregs;
-	struct kvm_regs regs = { .rip = 0x1008, .rflags = 2 };
 	pthread_t thread;
-	memcpy(ram + 0x1008, code, sizeof(code));
-	vcpu = checked("KVM_CREATE_VCPU", ioctl(vm, KVM_CREATE_VCPU, 0));
-	ioctl(vcpu, KVM_GET_SREGS, &sregs);
-	sregs.cs.base = sregs.cs.selector = 0;
-	ioctl(vcpu, KVM_SET_SREGS, &sregs);
-	ioctl(vcpu, KVM_SET_REGS, &regs);
+	vcpu = counting_vcpu(vm, ram);
 	pthread_create(&thread, NULL, run_vcpu, NULL);
-}
-
-static void hook_to(const char *path)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	int tool = checked("socket", socket(AF_UNIX, SOCK_STREAM, 0));
-	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-	checked("connect", connect(tool, (struct sockaddr *)&address, sizeof(address)));
-	expect("HOOK", hook(vm, tool, 0), 0);
-	expect("COMMAND", feature(vm, COMMAND, 1, -1), 0);
-	expect("EVENT", feature(vm, EVENT, 1, -1), 0);
-	close(tool);
 }
 
 int main(int argc, char **argv)
@@ -110,7 +89,7 @@ int main(int argc, char **argv)
 	vm = new_vm();
 	start_vcpu(make_slots());
 	if (argc > 1)
-		hook_to(argv[1]);
+		hook_to(vm, argv[1]);
 	printf("ready\n");
 	fflush(stdout);
 	while (getchar() != EOF)

@@ -49,32 +49,11 @@ static void *run_stretch(void *unused)
 
 static void make_vcpu(void)
 {
-	/* incl 0x2010; out %al, $0x10; jmp to the first one */
-	static const uint8_t code[] = { 0x66, 0xff, 0x06, 0x10, 0x20, 0xe6, 0x10, 0xeb, 0xf7 };
 	struct kvm_userspace_memory_region region = { .memory_size = RAM };
-	struct kvm_regs regs = { .rip = 0x1008, .rflags = 2 };
-	struct kvm_sregs sregs;
 	ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	region.userspace_addr = (uintptr_t)ram;
 	checked("the memory slot", ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
-	memcpy(ram + 0x1008, code, sizeof(code));
-	vcpu = checked("KVM_CREATE_VCPU", ioctl(vm, KVM_CREATE_VCPU, 0));
-	ioctl(vcpu, KVM_GET_SREGS, &sregs);
-	sregs.cs.base = sregs.cs.selector = 0;
-	ioctl(vcpu, KVM_SET_SREGS, &sregs);
-	ioctl(vcpu, KVM_SET_REGS, &regs);
-}
-
-static void hook_to(const char *path)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	int tool = checked("socket", socket(AF_UNIX, SOCK_STREAM, 0));
-	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-	checked("connect", connect(tool, (struct sockaddr *)&address, sizeof(address)));
-	expect("HOOK", hook(vm, tool, 0), 0);
-	expect("COMMAND", feature(vm, COMMAND, 1, -1), 0);
-	expect("EVENT", feature(vm, EVENT, 1, -1), 0);
-	close(tool);
+	vcpu = counting_vcpu(vm, ram);
 }
 
 static void off(void)
@@ -123,7 +102,7 @@ int main(int argc, char **argv)
 	sem_init(&outside, 0, 0);
 	pthread_create(&thread, NULL, run_vcpu, NULL);
 	if (argc > 1)
-		hook_to(argv[1]);
+		hook_to(vm, argv[1]);
 	printf("ready\n");
 	while (scanf("%63s", command) == 1)
 		obey(command, &thread);

@@ -137,3 +137,32 @@ static int get_version(int fd, int id)
 	ssize_t size = recv(fd, &reply, sizeof(reply), 0);
 	return size >= 20 && reply.err == 0 ? (int)reply.version : -1;
 }
+
+/* Hooks a VM to the tool that listens at a path. */
+static void hook_to(int vm, const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int tool = checked("socket", socket(AF_UNIX, SOCK_STREAM, 0));
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	checked("connect", connect(tool, (struct sockaddr *)&address, sizeof(address)));
+	expect("HOOK", hook(vm, tool, 0), 0);
+	expect("COMMAND", feature(vm, COMMAND, 1, -1), 0);
+	expect("EVENT", feature(vm, EVENT, 1, -1), 0);
+	close(tool);
+}
+
+/* A vCPU whose guest, in memory that begins at 0, counts at 0x2010 and writes to a port in each round. */
+static int counting_vcpu(int vm, uint8_t *ram)
+{
+	/* incl 0x2010; out %al, $0x10; jmp to the first one */
+	static const uint8_t code[] = { 0x66, 0xff, 0x06, 0x10, 0x20, 0xe6, 0x10, 0xeb, 0xf7 };
+	struct kvm_regs regs = { .rip = 0x1008, .rflags = 2 };
+	struct kvm_sregs sregs;
+	int vcpu = checked("KVM_CREATE_VCPU", ioctl(vm, KVM_CREATE_VCPU, 0));
+	memcpy(ram + 0x1008, code, sizeof(code));
+	ioctl(vcpu, KVM_GET_SREGS, &sregs);
+	sregs.cs.base = sregs.cs.selector = 0;
+	ioctl(vcpu, KVM_SET_SREGS, &sregs);
+	ioctl(vcpu, KVM_SET_REGS, &regs);
+	return vcpu;
+}

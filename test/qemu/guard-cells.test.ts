@@ -13,8 +13,10 @@ import {
   guardsOf,
   journalOf,
   killBoth,
+  killedWhilePaused,
   nothingLeft,
   processLives,
+  runState,
   unharmed,
   until,
   Victim,
@@ -50,10 +52,6 @@ describe('a host side of a QEMU machine and its guard', { skip: whyNoLinuxGuest(
     const host = new Victim(vm.qmp, gpa);
     const journal = await host.armed(vm.pid);
     return { host, journal };
-  }
-
-  async function status(): Promise<string> {
-    return ((await vm.monitor.execute('query-status')) as { status: string }).status;
   }
 
   test('both are killed at once: `kvmi list` says so, and the next kvmi repairs the VM', async () => {
@@ -112,31 +110,13 @@ describe('a host side of a QEMU machine and its guard', { skip: whyNoLinuxGuest(
 
   test('the VM is paused by somebody else: it stays paused, and goes on unharmed', async () => {
     const { host, journal } = await armed();
-    await until(async () => {
-      await vm.monitor.execute('stop');
-      return journalOf(vm.pid)?.running === false;
-    }, 'the host side sees that the VM was paused');
-    await host.kill();
-    await nothingLeft(vm, journal);
-    assert.equal(await status(), 'paused');
-    await vm.monitor.execute('cont');
-    await unharmed(vm, text);
+    await killedWhilePaused(vm, text, journal, () => host.kill());
   });
 
   test('the VM is paused by somebody else during `kvmi break`: no breakpoint is left on any vCPU', async () => {
     const host = new KvmiProcess(['break', target, FUNCTION, '-o', 'jsonl']);
     await host.seen('stdout', /./);
-    const journal = journalOf(vm.pid);
-    await until(async () => {
-      await vm.monitor.execute('stop');
-      return journalOf(vm.pid)?.running === false;
-    }, 'the host side sees that the VM was paused');
-    host.kill('SIGKILL');
-    await nothingLeft(vm, journal);
-    assert.equal(await status(), 'paused');
-    await vm.monitor.execute('cont');
-    await unharmed(vm, text);
-    assert.equal(await status(), 'running');
+    await killedWhilePaused(vm, text, journalOf(vm.pid), () => host.kill('SIGKILL'));
   });
 
   test(`QEMU stands still for ${STILL_MS / 1000} s while the host side is killed`, async () => {
@@ -163,7 +143,7 @@ describe('a host side of a QEMU machine and its guard', { skip: whyNoLinuxGuest(
     assert.doesNotMatch(stderr, /^ +at /m, 'no stack trace');
     await nothingLeft(vm, journal);
     await unharmed(vm, text);
-    assert.equal(await status(), 'running');
+    assert.equal(await runState(vm), 'running');
   });
 
   test('the gdbstub is lost, then the host side is killed: its offer to others goes, too', async () => {

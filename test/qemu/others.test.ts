@@ -4,7 +4,7 @@ import { openQemu, type QemuMachine } from '../../src/drivers/qemu/index.ts';
 import { introspect } from '../../src/introspect.ts';
 import type { Guest } from '../../src/tool/index.ts';
 import { syscallProgram } from '../kit/elf.ts';
-import { nothingLeft, unharmed } from '../kit/guarded.ts';
+import { nothingLeft, runState, unharmed } from '../kit/guarded.ts';
 import { KernelText, symbolsOf } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
@@ -54,16 +54,12 @@ describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => 
     assert.doesNotMatch(nodes, /"node-name":"kvmi/, 'no block node is left');
   });
 
-  async function status(): Promise<string> {
-    return ((await vm.monitor.execute('query-status')) as { status: string }).status;
-  }
-
   /** Whether the VM comes to a stop and stays stopped: what was under way when it was told to is over then. */
   async function staysStopped(): Promise<boolean> {
     let stopped = 0;
     for (let looks = 0; looks < 200 && stopped < 20; looks++) {
       await pause(3);
-      stopped = (await status()) === 'paused' ? stopped + 1 : 0;
+      stopped = (await runState(vm)) === 'paused' ? stopped + 1 : 0;
     }
     return stopped === 20;
   }
@@ -126,7 +122,7 @@ describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => 
     await vm.monitor.execute('stop');
     go();
     await guest.detach();
-    assert.equal(await status(), 'paused');
+    assert.equal(await runState(vm), 'paused');
     assert.ok(await staysStopped());
     await vm.monitor.execute('cont');
   });

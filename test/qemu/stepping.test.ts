@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { openQemu } from '../../src/drivers/qemu/index.ts';
 import { CONTINUE } from '../../src/machine/index.ts';
-import { journalOf, nothingLeft, unharmed, until } from '../kit/guarded.ts';
+import { journalOf, killedWhilePaused, runState, unharmed, until } from '../kit/guarded.ts';
 import { TestHandler } from '../kit/handler.ts';
 import { KernelText } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
@@ -28,10 +28,6 @@ describe('steps of an idle guest that are not finished, -smp 2', { skip: whyNoLi
     await vm.nextTicks(1);
   });
 
-  async function status(): Promise<string> {
-    return ((await vm.monitor.execute('query-status')) as { status: string }).status;
-  }
-
   test('detach: the guest runs on', async () => {
     const machine = await openQemu({ qmp: vm.qmp });
     try {
@@ -45,7 +41,7 @@ describe('steps of an idle guest that are not finished, -smp 2', { skip: whyNoLi
       await until(() => stepped.size === machine.vcpus.length, 'every vCPU is stepped');
       await machine.detach();
       await unharmed(vm, text);
-      assert.equal(await status(), 'running');
+      assert.equal(await runState(vm), 'running');
     } finally {
       await machine.close();
     }
@@ -55,16 +51,6 @@ describe('steps of an idle guest that are not finished, -smp 2', { skip: whyNoLi
     const script = join(import.meta.dirname, 'stepping-victim.js');
     const host = spawn(process.execPath, [script, vm.qmp], { stdio: ['ignore', 'pipe', 'inherit'] });
     await once(host.stdout, 'data');
-    const journal = journalOf(vm.pid);
-    await until(async () => {
-      await vm.monitor.execute('stop');
-      return journalOf(vm.pid)?.running === false;
-    }, 'the host side sees that the VM was paused');
-    host.kill('SIGKILL');
-    await nothingLeft(vm, journal);
-    assert.equal(await status(), 'paused');
-    await vm.monitor.execute('cont');
-    await unharmed(vm, text);
-    assert.equal(await status(), 'running');
+    await killedWhilePaused(vm, text, journalOf(vm.pid), () => host.kill('SIGKILL'));
   });
 });

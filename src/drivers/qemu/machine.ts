@@ -133,7 +133,7 @@ export class QemuMachine implements Machine {
     this.#control = new RunControl(qmp, workspace, facts.tscHz.length, this.#owner());
     this.probes = facts.tcg ? new QemuProbes(this.#control, () => this.vcpus) : undefined;
     this.#states = new StateReader(qmp, workspace, facts.tscHz.length, facts.tcg, () =>
-      this.#control.others.expectStops(),
+      this.#control.others.expectStop(),
     );
     this.#breakpoints = new BreakpointTrap(this.#control, this.memory, (gva) =>
       this.#noteHandler(gva.toString(16)),

@@ -63,7 +63,7 @@ describe('what others want of the run state', () => {
   test('stops that the gdbstub reports, or that are expected, are nobody else’s', async () => {
     const { monitor, others } = await begin();
     monitor.stops = 3;
-    others.expectStops();
+    others.expectStop();
     assert.equal(await others.mayRun(2), true);
     monitor.stops = 1;
     assert.equal(await others.mayRun(3), true);

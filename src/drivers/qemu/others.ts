@@ -77,14 +77,9 @@ export class Others {
     this.#resumesDue++;
   }
 
-  /** QEMU is told to stop the VM by us, and the gdbstub will not report it, or not each time. */
-  expectStops(count = 1): void {
-    this.#known += count;
-  }
-
-  /** Stops that were counted so far were made by something else that others do, such as a snapshot. */
-  ignoreStops(): void {
-    this.#void = true;
+  /** QEMU is told to stop the VM by us, and the gdbstub will not report it. */
+  expectStop(): void {
+    this.#known++;
   }
 
   /** The gdbstub says that somebody else stopped the VM. What is in force is what they asked last. */

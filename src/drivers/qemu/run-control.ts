@@ -216,7 +216,7 @@ export class RunControl {
       throw error;
     });
     // Connecting has stopped the VM, which is reported if it ran.
-    if (gdb.stops === 0) this.others.expectStops();
+    if (gdb.stops === 0) this.others.expectStop();
     this.#gdb = gdb;
     gdb.listen(
       (reply) => {

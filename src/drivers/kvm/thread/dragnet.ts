@@ -1,13 +1,12 @@
 import { getS64 } from '../../../abi/bytes.ts';
 import { ERRNO } from '../../../abi/errno.ts';
-import { SYS, USER_REGS } from '../../../abi/linux.ts';
+import { USER_REGS } from '../../../abi/linux.ts';
 import { tracerOf, userThreads } from '../../../system/proc.ts';
 import { hideInterruption, letGo, runningVcpu, stopOf } from './stopped-thread.ts';
-import { putUserRegister, type StopEvent, type Tracee, userRegister } from './tracee.ts';
+import { rewindIoctl, type StopEvent, type Tracee } from './tracee.ts';
 import type { Vmm } from './vmm.ts';
 
 const ENOSYS = BigInt(-ERRNO.ENOSYS);
-const SYSCALL_SIZE = 2n;
 
 /**
  * Catches the thread that runs a vCPU next, whichever that is: every thread of the VMM stops at its system calls, those
@@ -91,9 +90,7 @@ export class Dragnet {
     if (event.kind === 'interrupt') return hideInterruption(tracee);
     const { regs } = tracee;
     if (event.kind !== 'syscall' || getS64(regs, USER_REGS.rax) !== ENOSYS) return false;
-    putUserRegister(regs, 'rip', userRegister(regs, 'rip') - SYSCALL_SIZE);
-    putUserRegister(regs, 'rax', BigInt(SYS.ioctl));
-    putUserRegister(regs, 'orig_rax', -1n);
+    rewindIoctl(regs);
     tracee.setRegisters(regs);
     tracee.contToSyscall();
     return stopOf(tracee).kind === 'syscall';

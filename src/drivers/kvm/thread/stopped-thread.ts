@@ -2,10 +2,9 @@ import { ERRNO } from '../../../abi/errno.ts';
 import { KVM } from '../../../abi/kvm.ts';
 import { SYS } from '../../../abi/linux.ts';
 import { KvmiError } from '../../../error.ts';
-import { putUserRegister, type StopEvent, type Tracee, type UserRegister, userRegister } from './tracee.ts';
+import { rewindIoctl, type StopEvent, type Tracee, type UserRegister, userRegister } from './tracee.ts';
 
 const EINTR = BigInt(-ERRNO.EINTR);
-const SYSCALL_INSTRUCTION_SIZE = 2n;
 
 /** A thread stops in the end, however long it takes on a busy host; left alone it would stay stopped then. */
 export function stopOf(tracee: Tracee): StopEvent {
@@ -31,9 +30,7 @@ export function hideInterruption(tracee: Tracee): boolean {
   const { regs } = tracee;
   const interrupted = inRun && BigInt.asIntN(64, userRegister(regs, 'rax')) === EINTR;
   if (!interrupted || tracee.hasPendingSignal()) return false;
-  putUserRegister(regs, 'rax', BigInt(SYS.ioctl));
-  putUserRegister(regs, 'rip', userRegister(regs, 'rip') - SYSCALL_INSTRUCTION_SIZE);
-  putUserRegister(regs, 'orig_rax', -1n);
+  rewindIoctl(regs);
   tracee.setRegisters(regs);
   return true;
 }

@@ -337,6 +337,13 @@ export class Tracee {
 const ARGUMENTS: readonly UserRegister[] = ['rdi', 'rsi', 'rdx', 'r10', 'r8', 'r9'];
 const ALL_BUT_SIGTRAP = Uint8Array.of(0xef, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff);
 
+/** Takes the registers of a thread in an ioctl back to before it: the thread makes the call again, or for the first time. */
+export function rewindIoctl(regs: Uint8Array): void {
+  putUserRegister(regs, 'rip', userRegister(regs, 'rip') - SYSCALL_INSTRUCTION_SIZE);
+  putUserRegister(regs, 'rax', BigInt(SYS.ioctl));
+  putUserRegister(regs, 'orig_rax', -1n);
+}
+
 /**
  * The registers of an interrupted system call as the kernel would leave them if it had restarted the call itself,
  * which it no longer does once the registers were changed.

@@ -6,7 +6,14 @@ import { libc } from '../../../system/libc.ts';
 import type { Call, Slot } from './agent.ts';
 import { COMMAND, SLOT } from './agent-code.ts';
 import type { RunPage } from './run-page.ts';
-import { putUserRegister, type StopEvent, type Tracee, userRegister, withRestart } from './tracee.ts';
+import {
+  putUserRegister,
+  rewindIoctl,
+  type StopEvent,
+  type Tracee,
+  userRegister,
+  withRestart,
+} from './tracee.ts';
 
 const EINTR = BigInt(-ERRNO.EINTR);
 const ENOSYS = BigInt(-ERRNO.ENOSYS);
@@ -241,9 +248,7 @@ export class VcpuThread {
       this.#free();
       return;
     }
-    putUserRegister(regs, 'rip', userRegister(regs, 'rip') - SYSCALL_SIZE);
-    putUserRegister(regs, 'rax', BigInt(SYS.ioctl));
-    putUserRegister(regs, 'orig_rax', -1n);
+    rewindIoctl(regs);
     this.slot.save(regs, this.tracee.getSignalMask());
     if (this.#owner.wanted) this.#kickRun();
     this.#enterAgent();
@@ -268,9 +273,7 @@ export class VcpuThread {
   /** Keeps the registers such that the VMM's KVM_RUN is made again, as if it had not been interrupted. */
   #saveForRerun(regs: Uint8Array): void {
     const saved = Uint8Array.from(regs);
-    putUserRegister(saved, 'rip', userRegister(saved, 'rip') - SYSCALL_SIZE);
-    putUserRegister(saved, 'rax', BigInt(SYS.ioctl));
-    putUserRegister(saved, 'orig_rax', -1n);
+    rewindIoctl(saved);
     this.slot.save(saved, this.tracee.getSignalMask());
   }
 
