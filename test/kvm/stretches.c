@@ -7,6 +7,7 @@
  *   here     the main thread runs the guest for two exits
  *   count    prints the counter
  *   exit     the process ends at once with code 7, whatever its threads do
+ *   close    closes the descriptor of the VM, and lives on
  *   thread   the thread of the vCPU ends
  */
 #include "vmm.h"
@@ -82,6 +83,8 @@ static void obey(const char *command, pthread_t *thread)
 		pthread_t other;
 		checked("pthread_create", -pthread_create(&other, NULL, run_stretch, NULL));
 		pthread_join(other, NULL);
+	} else if (strcmp(command, "close") == 0) {
+		close(vm);
 	} else if (strcmp(command, "here") == 0) {
 		run_stretch(NULL);
 	} else if (strcmp(command, "count") == 0) {

@@ -81,6 +81,20 @@ describe('a vCPU under kvmi run that is mostly outside KVM_RUN', { skip: skip ??
       });
     }
 
+    it(`lets the vCPU go when the program closes its VM after ${name}, and ends with the program`, async () => {
+      const vm = await hooked();
+      await vm.obey('on');
+      assert.equal((await command(vm.peer)).err, 0);
+      await vm.obey('close');
+      await vm.peer.closed;
+      const before = await count(vm);
+      for (const deadline = Date.now() + ANSWERED_MS; (await count(vm)) === before; )
+        assert.ok(Date.now() < deadline, 'the guest counts on');
+      vm.run.process.stdin!.write('exit\n');
+      const { code, stderr } = await vm.run.finished;
+      assert.equal(code, 7, stderr);
+    });
+
     it(`ends with it when the main thread has run the vCPU: after ${name}`, async () => {
       const vm = await hooked();
       const answered = command(vm.peer);

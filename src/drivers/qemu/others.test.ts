@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { KvmiError } from '../../error.ts';
 import { Others } from './others.ts';
 import type { QmpConnection, QmpEvent } from './qmp.ts';
@@ -14,10 +15,16 @@ class Monitor implements QmpConnection {
   running = true;
   /** Nothing is answered while it is false. */
   answers = true;
+  /** How long an answer takes. */
+  slowness = 0;
+  /** How many snapshots were made. */
+  copies = 0;
   readonly #listeners: ((event: QmpEvent) => void)[] = [];
 
   async execute(command: string, args: Record<string, unknown> = {}): Promise<unknown> {
     if (!this.answers) return new Promise(() => {});
+    if (this.slowness > 0) await sleep(this.slowness);
+    if (command === 'query-migrate') return { copies: this.copies };
     if (command === 'query-status') return { running: this.running };
     if (command !== 'blockdev-add' || args.driver !== 'qcow2') return {};
     const text = TEXTS[this.stops - 1] ?? 'Image is not in qcow2 format';
@@ -136,6 +143,23 @@ describe('what others want of the run state', () => {
     monitor.running = false;
     await others.stopped();
     assert.equal(others.paused, true);
+  });
+
+  test('a stop that a snapshot follows is the snapshot’s', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 1;
+    setTimeout(() => monitor.copies++, 10);
+    assert.equal(await others.mayRun(0), true);
+    monitor.stops = 1;
+    assert.equal(await others.mayRun(0), false, 'the next one is not');
+  });
+
+  test('one that is seen long after the resume is left alone: a cont may have come since', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 1;
+    monitor.slowness = 300;
+    assert.equal(await others.stoppedBefore(() => 0), false);
+    assert.equal(others.paused, false);
   });
 
   test('a monitor that does not answer does not hold the guest', async () => {
