@@ -18,12 +18,17 @@ export function whenEnded(pid: number, act: () => void): void {
 }
 
 /**
- * As {@link whenEnded}, and also when that process says that there is nothing more to come ({@link GuardProcess.release}).
+ * As {@link whenEnded}, and also when that process says that there is nothing more to come ({@link GuardProcess.release}):
+ * with true then, and with false when that process is ending, some of whose files may be open for a moment yet.
  * Signals that end a process do nothing to this one from here on.
  */
-export function whenReleased(act: () => void): void {
+export function whenReleased(act: (released: boolean) => void): void {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {});
-  process.stdin.once('close', act).resume();
+  let released = false;
+  process.stdin.once('data', () => {
+    released = true;
+  });
+  process.stdin.once('close', () => act(released)).resume();
   process.stdout.write('ready\n');
 }
 
@@ -91,7 +96,7 @@ export class GuardProcess {
 
   /** The guard does what is left to do, and ends. */
   release(): void {
-    this.#process.stdin!.end();
+    this.#process.stdin!.end('released');
   }
 
   /** There is nothing left to guard. */

@@ -5,6 +5,7 @@ const PF_USER_WORKER = 0x4000;
 /** Fields of /proc/PID/stat after the name; the first one is the state. */
 const STAT_FLAGS = 6;
 const STAT_START_TIME = 19;
+const STAT_THREADS = 17;
 /** States of a process that has ended. */
 const ENDED = /^[ZXx]$/;
 
@@ -158,10 +159,10 @@ export interface ProcessIdentity {
   readonly started: number;
 }
 
-/** Undefined when the process has ended, whether or not its parent has waited for it. */
+/** Undefined when the process has ended with all its threads, whether or not its parent has waited for it. */
 export function identityOf(pid: number): ProcessIdentity | undefined {
   const fields = stat(`/proc/${pid}/stat`);
-  if (fields === undefined || ENDED.test(fields[0]!)) return undefined;
+  if (fields === undefined || (ENDED.test(fields[0]!) && Number(fields[STAT_THREADS]) <= 1)) return undefined;
   return { pid, started: Number(fields[STAT_START_TIME]) };
 }
 

@@ -290,7 +290,8 @@ function machineArguments(options: LinuxGuestOptions, kernel: string): string[] 
         ];
   mkdirSync(CACHE, { recursive: true });
   return [
-    ...['-accel', 'tcg', '-m', size, '-smp', String(options.smp ?? 1), ...memory],
+    // With random numbers from the CPU the kernel does not change its own text once it has gathered enough, minutes after boot.
+    ...['-accel', 'tcg', '-cpu', 'qemu64,+rdrand', '-m', size, '-smp', String(options.smp ?? 1), ...memory],
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-name', 'guest=kvmi-test'],
     ...['-kernel', kernel, '-append', `console=ttyS0 quiet panic=0 oops=panic ${options.append ?? ''}`],
     ...(options.args ?? []),

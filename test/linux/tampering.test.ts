@@ -57,6 +57,24 @@ for (const series of ['6.1', '6.12'] as const) {
       });
     });
 
+    test('a task that fork is copying is no hidden process', async () => {
+      const init = (await guest.linux.processes()).rows.find(({ pid }) => pid === 1)!;
+      const { size, fields } = guest.linux.kernel.layouts.get('task');
+      const copy = Buffer.from(await guest.read(init.address, size));
+      // Memory that is in one piece, and of whose content nothing else is asked.
+      const place = symbol('_text') & ~0xfffn;
+      const hidden = async () =>
+        (await guest.linux.check()).rows.filter(({ check }) => check === 'hidden-process');
+      await guest.whileChanged([[place, copy]], async () => assert.deepEqual(await hidden(), []));
+      copy.writeInt32LE(4_000_000, fields.pid!.offset);
+      await guest.whileChanged([[place, copy]], async () =>
+        assert.deepEqual(
+          (await hidden()).map(({ subject, found }) => [subject, found]),
+          [['4000000 init', 'only in memory']],
+        ),
+      );
+    });
+
     test('a function that starts with a jump out of the kernel is found without any reference', async () => {
       const foreign = (await guest.linux.modules()).rows[0]!.base;
       const address = symbol('tcp4_seq_show');

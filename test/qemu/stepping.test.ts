@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
+import { setTimeout as pause } from 'node:timers/promises';
 import { openQemu } from '../../src/drivers/qemu/index.ts';
 import { CONTINUE } from '../../src/machine/index.ts';
 import { journalOf, killedWhilePaused, runState, unharmed, until } from '../kit/guarded.ts';
@@ -10,11 +11,13 @@ import { TestHandler } from '../kit/handler.ts';
 import { KernelText } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
+const ROUNDS = 40;
+
 /*
  * vCPUs that wait for an interrupt do not finish the steps that QEMU was told to do. Those that QEMU has not forgotten
  * would stop the VM later, when nobody is there.
  */
-describe('steps of an idle guest that are not finished, -smp 2', { skip: whyNoLinuxGuest() ?? false }, () => {
+describe('steps that are not finished, -smp 2', { skip: whyNoLinuxGuest() ?? false }, () => {
   let vm: LinuxGuest;
   let text: KernelText;
 
@@ -28,7 +31,7 @@ describe('steps of an idle guest that are not finished, -smp 2', { skip: whyNoLi
     await vm.nextTicks(1);
   });
 
-  test('detach: the guest runs on', async () => {
+  test('detach from an idle guest: it runs on', async () => {
     const machine = await openQemu({ qmp: vm.qmp });
     try {
       const handler = await TestHandler.attach(machine);
@@ -47,10 +50,29 @@ describe('steps of an idle guest that are not finished, -smp 2', { skip: whyNoLi
     }
   });
 
-  test('the host side is killed in a VM that somebody else has paused: it runs on when it is let', async () => {
+  test('the host side is killed in an idle VM that somebody else has paused: it runs on when it is let', async () => {
     const script = join(import.meta.dirname, 'stepping-victim.js');
     const host = spawn(process.execPath, [script, vm.qmp], { stdio: ['ignore', 'pipe', 'inherit'] });
     await once(host.stdout, 'data');
     await killedWhilePaused(vm, text, journalOf(vm.pid), () => host.kill('SIGKILL'));
+  });
+
+  test(`${ROUNDS} times every vCPU of a busy guest is stepped, and let go: none of our stops is taken for others’`, async () => {
+    await vm.run('(while true; do id -u >/dev/null; done) & (while true; do id -u >/dev/null; done) &');
+    const frozen: number[] = [];
+    for (let round = 0; round < ROUNDS; round++) {
+      const machine = await openQemu({ qmp: vm.qmp });
+      try {
+        await TestHandler.attach(machine);
+        for (const vcpu of machine.vcpus) await machine.arm({ kind: 'singlestep', vcpu });
+        await pause(5 + ((round * 7) % 60));
+      } finally {
+        await machine.close();
+      }
+      if ((await runState(vm)) === 'running') continue;
+      frozen.push(round);
+      await vm.monitor.execute('cont');
+    }
+    assert.deepEqual(frozen, []);
   });
 });

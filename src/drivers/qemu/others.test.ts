@@ -127,6 +127,18 @@ describe('what others want of the run state', () => {
     assert.equal(await others.mayRun(1), false);
   });
 
+  test('several at once, and the monitor is late: that is nobody’s wish', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 2;
+    monitor.slowness = 2100;
+    await others.stoppedAtOnce(1, 1);
+    assert.equal(await others.mayRun(1), true);
+    monitor.slowness = 0;
+    assert.equal(await others.mayRun(1), true);
+    monitor.stops = 2;
+    assert.equal(await others.mayRun(2), false, 'a stop after that is');
+  });
+
   test('a RESUME of ours is no cont of others', async () => {
     const { monitor, others, resumed } = await begin();
     others.expectResume();

@@ -95,21 +95,20 @@ export class Others {
    * how many stops this may have been beyond those that the gdbstub `reported`. To be called right after the stop.
    */
   async stoppedAtOnce(most: number, reported: number): Promise<void> {
-    await this.#count();
-    this.#known += Math.min(most, Math.max(0, this.#excess(reported)));
+    if (await this.#count()) this.#known += Math.min(most, Math.max(0, this.#excess(reported)));
+    // They cannot be told from others' any more. A stop that is lost harms less than a guest that nobody lets run.
+    else this.#void = true;
   }
 
   /** To be called at each stop: what others did before they let the VM run is over. */
   async settle(reported: number): Promise<void> {
-    if (!this.#void) return;
-    await this.#count();
-    this.#takeExcess(reported);
+    if (this.#void && (await this.#count())) this.#takeExcess(reported);
   }
 
   /** With the VM stopped by us, after `reported` stops: whether it may run on. */
   async mayRun(reported: number): Promise<boolean> {
     if (this.#paused) return false;
-    await this.#count();
+    if (!(await this.#count())) return !this.#paused;
     if (this.#takeExcess(reported) && !(await this.#copied())) this.#set(true);
     return !this.#paused;
   }
@@ -123,8 +122,7 @@ export class Others {
     const since = performance.now();
     const counted = this.#count();
     const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
-    await counted;
-    if (!running || reported() !== before || !this.#takeExcess(before)) return false;
+    if (!(await counted) || !running || reported() !== before || !this.#takeExcess(before)) return false;
     if (performance.now() - since > LATE_MS || (await this.#copied())) return false;
     this.#set(true);
     return true;
@@ -171,9 +169,10 @@ export class Others {
     return meant;
   }
 
-  async #count(): Promise<void> {
+  /** False when QEMU does not answer in time. */
+  async #count(): Promise<boolean> {
     if (this.#look) await inTime(this.#look);
-    if (this.#look) return;
+    if (this.#look) return false;
     const look = this.#counter.take().then(
       (stops) => {
         this.#counted += stops;
@@ -185,6 +184,7 @@ export class Others {
     );
     this.#look = look;
     await inTime(look);
+    return this.#look === undefined;
   }
 
   #set(paused: boolean): void {

@@ -254,9 +254,11 @@ export class RunControl {
     for (const { hold } of this.vcpus) if (hold) hold.state = undefined;
     const ran = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.crashed);
     const rips = await Promise.all(ran.map(({ index }) => gdb.readRegister(index, 'rip')));
-    const stops = ran.filter((vcpu, i) => this.points.stopsAt(vcpu, rips[i]!)).length - (trapped ? 1 : 0);
-    if (stops > 0) await this.others.stoppedAtOnce(stops, gdb.stops);
     const reported = trapped ? reply.vcpu : undefined;
+    const most = ran.filter(
+      (vcpu, i) => vcpu.index !== reported && this.points.mayStop(vcpu, rips[i]!),
+    ).length;
+    if (most > 0) await this.others.stoppedAtOnce(most, gdb.stops);
     if (reported !== undefined && !this.vcpus[reported]) this.#strangers.add(reported);
     for (const [i, vcpu] of ran.entries()) await this.points.examine(vcpu, rips[i]!, reported === vcpu.index);
   }

@@ -50,10 +50,9 @@ export class TrapPoints {
     this.#points.clear();
   }
 
-  /** Whether a vCPU that is now at `rip` may have had QEMU stop the VM. */
-  stopsAt(vcpu: VcpuRun, rip: bigint): boolean {
-    const moved = vcpu.rip !== rip;
-    return (vcpu.stepUnfinished && moved) || (this.#points.has(rip) && (moved || !vcpu.stepOver));
+  /** Whether a vCPU that is now at `rip` may have had QEMU stop the VM. A step need not lead to another instruction. */
+  mayStop(vcpu: VcpuRun, rip: bigint): boolean {
+    return vcpu.stepUnfinished || this.#points.has(rip);
   }
 
   /** Finds out what a vCPU that ran and is now at `rip` has stopped for. `reported`: QEMU says that it was this vCPU. */

@@ -28,15 +28,20 @@ function isDead(task: Task): boolean {
   );
 }
 
-/** All threads that the list of tasks leads to. */
-function* listed(session: Session): Walk<Set<Gva>> {
-  const found = new Set<Gva>();
+/** All threads that the list of tasks leads to, by address. */
+function* listed(session: Session): Walk<Map<Gva, Task>> {
+  const found = new Map<Gva, Task>();
   for (const leader of session.timely(yield* taskList(session))) {
-    found.add(leader.gva);
+    found.set(leader.gva, leader);
     for (const thread of yield* session.attempt('threads', threadsOf(session, leader), []))
-      found.add(thread.gva);
+      found.set(thread.gva, thread);
   }
   return found;
+}
+
+/** What names a task and is its own, but for a copy that fork has only begun to change, or has given up. */
+function identity(task: Task): string {
+  return `${task.number('pid')} ${task.pointer('signal')}`;
 }
 
 const VIEWS: readonly ((session: Session) => Walk<Seen[]>)[] = [byPid, byRunQueue, byMemory];
@@ -55,12 +60,14 @@ export function* hiddenProcesses(session: Session): Walk<Finding[]> {
   for (let look = 0; look < LOOKS && remaining.length > 0; look++) {
     const fresh = look === 0 ? session : session.again();
     const known = yield* listed(fresh);
+    const originals = new Set([...known.values()].map(identity));
     const still: Seen[] = [];
     for (const seen of fresh.timely(remaining)) {
       if (known.has(seen.gva)) continue;
       const task = yield* fresh.attempt('a task', fresh.object('task', seen.gva), undefined);
       const isSame = task !== undefined && task.number('pid') === seen.pid && !isDead(task);
-      if (isSame && (task.number('state') & TASK_NEW) === 0) still.push(seen);
+      if (isSame && (task.number('state') & TASK_NEW) === 0 && !originals.has(identity(task)))
+        still.push(seen);
     }
     remaining = still;
   }

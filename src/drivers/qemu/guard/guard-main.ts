@@ -2,6 +2,7 @@ import { rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { leaveControlGroup } from '../../../system/control-group.ts';
 import { whenReleased } from '../../../system/guard-process.ts';
+import { identityOf, lives, type ProcessIdentity } from '../../../system/proc.ts';
 import { sweepOffers } from '../sharing/sweep.ts';
 import { Workspace } from '../workspace.ts';
 import { type JournalState, readJournal } from './journal.ts';
@@ -20,19 +21,29 @@ const LONGEST_PAUSE_MS = 2000;
 /** For a QEMU whose end cannot be seen from here. */
 const BLIND_PATIENCE_MS = 600_000;
 
-const [path, workspace] = process.argv.slice(3) as [string, string];
+/** A process that is being killed is gone after it, whatever it has to give back. */
+const ENDING_MS = 10_000;
+
+const [host, path, workspace] = process.argv.slice(2) as [string, string, string];
+const hostIdentity = identityOf(Number(host));
 
 process.title = 'kvmi-guard';
 const goBack = leaveControlGroup();
-whenReleased(async () => {
+whenReleased(async (released) => {
   const state = readJournal(path);
   if (state?.guard.pid === process.pid || state?.workspace === workspace) await undo(state);
   new Workspace(undefined, workspace).remove();
-  // A host side that was killed with nothing armed has left its offer all the same.
+  // A host side that was killed with nothing armed has left its offer all the same, which may outlast our pipe a little.
+  if (!released && hostIdentity) await ended(hostIdentity);
   await sweepOffers().catch(() => {});
   goBack?.();
   process.exit();
 });
+
+async function ended(process: ProcessIdentity): Promise<void> {
+  for (const deadline = Date.now() + ENDING_MS; lives(process) && Date.now() < deadline; )
+    await sleep(PAUSE_MS);
+}
 
 async function undo(first: JournalState): Promise<void> {
   const repair = new Repair(path, first);
