@@ -31,6 +31,8 @@ export interface LinuxGuestOptions {
   readonly fresh?: boolean;
   /** Starts with the vCPUs stopped (`-S`); implies `fresh`, and the prompt is not waited for. */
   readonly paused?: boolean;
+  /** A file with the state of a guest of the same options, which this one continues from. */
+  readonly incoming?: string;
 }
 
 /** The reason why no guest can be booted here; undefined when one can. To be given to `skip`. */
@@ -64,6 +66,8 @@ export class LinuxGuest {
   readonly #console: Socket;
   readonly #shell: Socket;
   #ticks = 0;
+  /** How often the clock has moved: what it shows goes back with the VM. */
+  #moves = 0;
   #log: string[] = [];
   #consoleTail = '';
   #tickListeners = new Set<() => void>();
@@ -83,7 +87,7 @@ export class LinuxGuest {
     const key = createHash('sha256')
       .update(JSON.stringify([qemuVersion(), machine]))
       .update(initramfs);
-    const state = join(CACHE, `guest-${key.digest('hex').slice(0, 16)}.state`);
+    const state = options.incoming ?? join(CACHE, `guest-${key.digest('hex').slice(0, 16)}.state`);
     const saved = !options.fresh && !options.paused && existsSync(state);
     const args = [...machine, '-initrd', initrd, ...channelArguments(directory)];
     if (options.paused) args.push('-S');
@@ -93,8 +97,9 @@ export class LinuxGuest {
       if (!saved && !options.paused)
         await guest.#waitShell((buffer) => buffer.includes('@ready\n'), BOOT_TIMEOUT_MS);
       if (saved) {
-        await guest.status('query-status', 'paused');
-        await guest.monitor.execute('cont');
+        // What was saved while the VM ran runs on by itself.
+        await guest.status('query-status', options.incoming ? 'running' : 'paused');
+        if (!options.incoming) await guest.monitor.execute('cont');
       }
       if (!options.paused) await guest.run('true', BOOT_TIMEOUT_MS);
       if (!saved && !options.fresh && !options.paused) await guest.#save(state);
@@ -155,14 +160,14 @@ export class LinuxGuest {
 
   /** Resolves when the guest's clock has moved `count` times more, rejects after `timeoutMs`. */
   nextTicks(count = 1, timeoutMs = 10_000): Promise<void> {
-    const until = this.#ticks + count;
+    const until = this.#moves + count;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#tickListeners.delete(check);
         reject(new Error(`the guest's clock did not move ${count} times within ${timeoutMs} ms`));
       }, timeoutMs);
       const check = () => {
-        if (this.#ticks < until) return;
+        if (this.#moves < until) return;
         clearTimeout(timer);
         this.#tickListeners.delete(check);
         resolve();
@@ -224,8 +229,10 @@ export class LinuxGuest {
     this.#consoleTail = lines.pop()!;
     for (const line of lines) {
       const tick = /^tick (\d+)/.exec(line);
-      if (tick) this.#ticks = Number(tick[1]);
-      else this.#log.push(line.trimEnd());
+      if (tick) {
+        this.#ticks = Number(tick[1]);
+        this.#moves++;
+      } else this.#log.push(line.trimEnd());
     }
     for (const listener of this.#tickListeners) listener();
   }

@@ -12,6 +12,7 @@ import type { Guest } from '../../src/tool/index.ts';
 import { int3Program, ownInt3Program, syscallProgram } from '../kit/elf.ts';
 import { KernelText, symbolsOf } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
+import { addSnapshotDisk } from '../kit/snapshot-disk.ts';
 
 /** A system call that no program makes by itself, the kernel's function for it, and how often a program makes it. */
 const SYSCALL = 146;
@@ -214,25 +215,6 @@ describe('probes of QEMU under TCG, -smp 2', { skip: whyNoLinuxGuest() ?? false 
     await callOnBoth();
     assert.equal(probe.hits, 2 * CALLS);
   });
-
-  test('a migration does not carry a probe along', async () => {
-    const original = await piece();
-    const probe = await guest.probes.at(address, () => {});
-    await callOnBoth();
-    const stream = join(vm.directory, 'stream');
-    await vm.monitor.execute('migrate-set-parameters', { 'max-bandwidth': 1e10 });
-    await vm.monitor.execute('migrate', { uri: `exec:cat >${stream}` });
-    await vm.status('query-migrate', 'completed');
-    await guest.detach();
-    const bytes = readFileSync(stream);
-    const armed = Buffer.from(original);
-    armed[0] = 0xcc;
-    assert.notEqual(bytes.indexOf(original), -1, 'the function is in the stream');
-    assert.equal(bytes.indexOf(armed), -1, 'with an int3');
-    await vm.monitor.execute('cont');
-    await callOnBoth();
-    assert.equal(probe.hits, 2 * CALLS);
-  });
 });
 
 test('QEMU dies while a vCPU is held: removing says that it was not done', {
@@ -286,34 +268,4 @@ async function stubGone(vm: LinuxGuest): Promise<void> {
     assert.ok(Date.now() < deadline, 'the gdbstub is removed');
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
-}
-
-/** A disk for snapshots, made by QEMU itself. */
-async function addSnapshotDisk(vm: LinuxGuest): Promise<void> {
-  const filename = join(vm.directory, 'snapshots.qcow2');
-  const size = 1 << 20;
-  const job = async (id: string, options: object): Promise<void> => {
-    await vm.monitor.execute('blockdev-create', { 'job-id': id, options });
-    for (const deadline = Date.now() + PATIENCE_MS; ; ) {
-      const jobs = (await vm.monitor.execute('query-jobs')) as {
-        id: string;
-        status: string;
-        error?: string;
-      }[];
-      const found = jobs.find((each) => each.id === id)!;
-      assert.equal(found.error, undefined);
-      if (found.status === 'concluded') break;
-      assert.ok(Date.now() < deadline, `${id} ends`);
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-    await vm.monitor.execute('job-dismiss', { id });
-  };
-  await job('file', { driver: 'file', filename, size: 0 });
-  await vm.monitor.execute('blockdev-add', { driver: 'file', filename, 'node-name': 'snapshot-file' });
-  await job('qcow2', { driver: 'qcow2', file: 'snapshot-file', size });
-  await vm.monitor.execute('blockdev-add', {
-    driver: 'qcow2',
-    file: 'snapshot-file',
-    'node-name': 'snapshots',
-  });
 }

@@ -27,11 +27,11 @@ export class Guard {
    * somebody else did is to be undone first.
    */
   async begin(
-    state: Omit<JournalState, 'host' | 'guard' | 'patches' | 'handlers' | 'borrowed'>,
+    state: Omit<JournalState, 'host' | 'guard' | 'patches' | 'handlers' | 'borrowed' | 'nodes'>,
   ): Promise<void> {
     if (this.#journal) throw new Error('a journal is begun once');
     const guard = await this.#ready(journalPath(state.vm), state.workspace);
-    const nothing = { patches: [], handlers: [], borrowed: null };
+    const nothing = { patches: [], handlers: [], borrowed: null, nodes: [] };
     this.#journal = new Journal({ ...state, host: identify(process.pid), guard, ...nothing });
   }
 
