@@ -132,6 +132,7 @@ export class QemuMachine implements Machine {
     this.#ram = ram;
     this.memory = new RegionMemory(ranges.map((range) => this.#region(range)));
     this.#copies = new MemoryCopies(qmp, {
+      begun: () => this.#control.others.ignoreStops(),
       snapshot: () => this.#snapshot(),
       migration: () => this.#migration(),
       nodes: (nodes) => this.#guard.journal?.update({ nodes }),
@@ -442,14 +443,14 @@ export class QemuMachine implements Machine {
    * others asked for, unless it failed because of us.
    */
   async #lookAfterStop(): Promise<void> {
-    if (!this.#copies.blocked || !this.#control.running || (await statusOf(this.#qmp)) !== 'restore-vm') return;
+    if (!this.#copies.blocked || !this.#control.running || (await statusOf(this.#qmp)) !== 'restore-vm')
+      return;
     this.#control.others.ignoreStops();
     await this.#control.exclusive(async () => {});
   }
 
   /** One that has int3 in it would harm whoever uses it. */
   #snapshot(): void {
-    this.#control.others.ignoreStops();
     if (this.#patches.any) this.#end(copyError(this.name, 'a snapshot of it', 'Delete that snapshot'));
   }
 

@@ -19,6 +19,8 @@ const UNDER_WAY = new Set([
 
 /** What {@link MemoryCopies} tells its owner. */
 export interface MemoryCopiesOwner {
+  /** Guest memory is about to be copied, and the VM was stopped for that if it is for a snapshot. */
+  begun(): void;
   /** Guest memory was copied into a snapshot. */
   snapshot(): void;
   /** The VM is being migrated, or was. */
@@ -48,7 +50,9 @@ export class MemoryCopies {
     this.#qmp = qmp;
     this.#owner = owner;
     qmp.onEvent(({ name, data }) => {
-      if (name === 'MIGRATION') void this.#migration(String(data.status)).catch(() => {});
+      if (name !== 'MIGRATION') return;
+      if (data.status === 'setup') owner.begun();
+      void this.#migration(String(data.status)).catch(() => {});
     });
   }
 
