@@ -67,6 +67,8 @@ export class VcpuRun {
   stepUnfinished = false;
   /** It left the guest for good. */
   crashed = false;
+  /** It was unplugged, or there is a gap in the numbers of the vCPUs. */
+  absent = false;
   /** rip at the last stop, undefined when it was changed since. */
   rip: bigint | undefined;
   state: CpuState | undefined;
@@ -77,5 +79,18 @@ export class VcpuRun {
 
   constructor(index: number) {
     this.index = index;
+  }
+
+  /** It cannot run. */
+  get gone(): boolean {
+    return this.crashed || this.absent;
+  }
+
+  /** Nothing is known of it, and nothing is to be done with it. */
+  reset(): void {
+    this.requested = this.stepping = this.stepOver = this.stepUnfinished = this.crashed = false;
+    this.rip = this.state = undefined;
+    this.ahead = [];
+    this.queue.length = 0;
   }
 }
