@@ -11,7 +11,7 @@ import type { LinuxGuest } from './linux-guest.ts';
 /* What has to be so again after a host side of a QEMU machine was killed. */
 
 /** Far more than anything takes, as the machine may be busy. */
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = 20_000;
 const VICTIM = join(import.meta.dirname, '..', 'qemu', 'victim.js');
 
 export async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
@@ -92,9 +92,10 @@ export async function nothingLeft(
 
 /** The guest runs, and its kernel is what it was. */
 export async function unharmed(vm: LinuxGuest, text: KernelText, when = ''): Promise<void> {
-  await vm.nextTicks(2, PATIENCE_MS).catch(() => {
+  await vm.nextTicks(2, PATIENCE_MS).catch(async () => {
     const said = vm.log.slice(-40).join('\n');
-    assert.fail(`${when}: the guest's clock stands still; its kernel said: ${said}`);
+    const state = JSON.stringify(await vm.monitor.execute('query-status'));
+    assert.fail(`${when}: the guest's clock stands still (${state}); its kernel said: ${said}`);
   });
   assert.deepEqual(await text.changes(vm), [], `${when}: kernel text is as before`);
 }

@@ -208,10 +208,14 @@ export class GdbClient {
     await this.command(`z${type},${gva.toString(16)},${size.toString(16)}`);
   }
 
-  /** Gives up what is sticky in QEMU beyond this connection. With `resume` the VM runs on, else it stays stopped. */
-  async detach(resume: boolean): Promise<void> {
+  /** Gives up what is sticky in QEMU beyond this connection. To be called before {@link detach}. */
+  async restoreModes(): Promise<void> {
     if (this.#physical) await this.#expectOk('Qqemu.PhyMemMode:0');
     this.#physical = false;
+  }
+
+  /** Closes the connection. With `resume` the VM runs on, else it stays as it is. */
+  async detach(resume: boolean): Promise<void> {
     if (resume) await this.#expectOk('D;1');
     this.close();
   }

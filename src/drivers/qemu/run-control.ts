@@ -403,6 +403,7 @@ export class RunControl {
     const hold: Hold = {
       encounter,
       state: vcpu.state,
+      seen: vcpu.state,
       registers: undefined,
       exception: undefined,
       answer: undefined,
@@ -471,7 +472,6 @@ export class RunControl {
     await gdb.forgetStep(0, () => this.others.expectResume());
     this.vcpus[0]!.stepUnfinished = false;
     this.vcpus[0]!.state = undefined;
-    this.#reply = undefined;
   }
 
   /** `s` for those that step and `c` for the others; with nobody held, for vCPUs that are not known here, too. */
@@ -513,7 +513,7 @@ export class RunControl {
       const states = await this.#owner.readStates(gdb);
       for (const other of this.vcpus) {
         other.state = states.get(other.index);
-        if (other.hold) other.hold.state ??= other.state;
+        if (other.hold) other.hold.seen = other.hold.state ??= other.state;
       }
     }
     return vcpu.state!;
@@ -540,17 +540,27 @@ export class RunControl {
     await this.#finishSteps(gdb);
     await this.points.clear(gdb);
     for (const vcpu of this.vcpus) vcpu.reset();
-    const may = await this.others.mayRun(gdb.stops);
+    const run = await this.#giveBack(gdb);
     this.#gdb = undefined;
-    await this.#lookWhetherLeft();
-    const run = may && this.#left === undefined;
     if (run) this.others.expectResume();
-    if (!run) await this.#showPaused(gdb);
     await gdb.detach(run);
     if (run && (await this.others.stoppedBefore(() => gdb.stops))) await this.#qmp.execute('stop');
     await this.others.end();
     // A stub that is left is somebody's business: the journal stays.
     if (await closeStub(this.#qmp, this.#plan!)) await this.#owner.detached();
+  }
+
+  /**
+   * Whether the VM is to be let run. Until that is done nothing more is sent to the stub: others may have let it run, and
+   * that would stop it.
+   */
+  async #giveBack(gdb: GdbClient): Promise<boolean> {
+    await gdb.restoreModes();
+    const may = await this.others.mayRun(gdb.stops);
+    if (!may) await this.#showPaused(gdb);
+    // What others did before this is answered is known then.
+    await this.#lookWhetherLeft();
+    return this.#left === undefined && (may || !this.others.paused);
   }
 
   async #lookWhetherLeft(): Promise<void> {
@@ -585,10 +595,10 @@ export class RunControl {
 }
 
 /** Others have reset the VM, or loaded an older state: what was asked for was not about what is there now. */
-async function isElsewhere({ gdb, index }: StoppedVcpu, { state }: Hold): Promise<boolean> {
-  if (!state) return false;
+async function isElsewhere({ gdb, index }: StoppedVcpu, { seen }: Hold): Promise<boolean> {
+  if (!seen) return false;
   const block = new Uint8Array(STATE_SIZE);
-  state.writeBlock(block);
+  seen.writeBlock(block);
   const now = await Promise.all([gdb.readRegister(index, 'rip'), gdb.readRegister(index, 'rsp')]);
   return now[0] !== getRegister(block, 'rip') || now[1] !== getRegister(block, 'rsp');
 }

@@ -46,6 +46,8 @@ export interface TrapPoint {
 export interface Hold {
   readonly encounter: Encounter | undefined;
   state: CpuState | undefined;
+  /** The state that was read last: what the handler wants is about that. */
+  seen: CpuState | undefined;
   /** kvm_regs to write when the call is over. */
   registers: Uint8Array | undefined;
   exception: Exception | undefined;

@@ -23,6 +23,9 @@ const UNDO_MS = 10_000;
 /** How long the VM is watched afterwards: a step that QEMU has not forgotten would stop it at once. */
 const SETTLE_MS = 100;
 
+/** The run states of a VM that others let run: it is stopped at a breakpoint that was left, at most. */
+const RUNS = new Set(['running', 'debug']);
+
 /** How a try ended: what was in the VM is undone, the VM has ended, or it has to be tried again. */
 export type Attempt = 'repaired' | 'gone' | 'again';
 
@@ -33,6 +36,8 @@ export type Attempt = 'repaired' | 'gone' | 'again';
 export class Repair {
   readonly #path: string;
   #state: JournalState;
+  /** Whether the VM is to run: as the journal says, or because others have let it run since. */
+  #wanted = false;
   /** By the stub alone: what is left is to remove that, and to see that the VM runs. */
   #undone = false;
 
@@ -100,6 +105,7 @@ export class Repair {
     try {
       const plan = await this.#stub(qmp, stub, workspace);
       this.#check();
+      this.#wanted ||= RUNS.has(await statusOf(qmp));
       await addStub(qmp, plan, workspace);
       this.#check();
       const gdb = await connectStub(plan, qmp);
@@ -162,7 +168,7 @@ export class Repair {
     qmp: QmpTransport | undefined,
     workspace: Workspace | undefined,
   ): Promise<boolean> {
-    const { patches: entries, handlers, borrowed, tcg, running } = this.#state;
+    const { patches: entries, handlers, borrowed, tcg } = this.#state;
     const patches = new Patches(() => {}, entries);
     let states: Promise<ReadonlyMap<number, CpuState>> | undefined;
     const readStates = async (): Promise<ReadonlyMap<number, CpuState>> => {
@@ -184,15 +190,25 @@ export class Repair {
     const left = await patches.restore(memoryOf(gdb), vcpus, known);
     const gone = qmp !== undefined && (await hasLeft(qmp));
     // Also in a VM that others have paused: what is left would stop it again and again once it is to go on.
-    if (!gone) for (const { index } of vcpus) await gdb.forgetStep(index);
+    let own = 0;
+    let resumes = 0;
+    const unlisten = qmp?.onEvent(({ name }) => {
+      if (name === 'RESUME') resumes++;
+    });
+    if (!gone) for (const { index } of vcpus) await gdb.forgetStep(index, () => own++);
+    await gdb.restoreModes();
+    // What others did before this is answered is known then; nothing is sent to the stub after it that would stop the VM.
     this.#check();
-    await gdb.detach(running && !gone);
+    if (qmp) await statusOf(qmp);
+    unlisten?.();
+    this.#wanted ||= this.#state.running || resumes > own;
+    await gdb.detach(this.#wanted && !gone);
     return left.length > 0;
   }
 
   /** That the VM runs is seen twice: QEMU may stop it once more for what it had been asked before. */
   async #runsAsWanted(qmp: QmpTransport): Promise<boolean> {
-    if (!this.#state.running) return true;
+    if (!this.#wanted) return true;
     for (const stopped of [['debug', 'paused'], ['debug']]) {
       this.#check();
       if (stopped.includes(await statusOf(qmp))) return false;
