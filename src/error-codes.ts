@@ -187,6 +187,10 @@ export const ERROR_CODES = {
     meaning: 'A KVMI message would be larger than a message may be.',
     next: 'Split it: one message carries at most a page of memory.',
   },
+  E_MIGRATION: {
+    meaning: 'The VM was migrated, or a snapshot of it was made, while it was hooked.',
+    next: 'Hook it again where it runs afterwards. The message says when a copy of its memory is not to be used.',
+  },
   E_NEEDS_ALLOW: {
     meaning: 'The command changes the guest and was not told that it may.',
     next: 'Add the `--allow-…` option that the message names.',

@@ -48,6 +48,7 @@ export const ERROR_EXITS: Readonly<Record<ErrorCode, ExitName>> = {
   E_LISTEN: 'error',
   E_MEMORY_REGIONS: 'error',
   E_MESSAGE_SIZE: 'usage',
+  E_MIGRATION: 'error',
   E_NEEDS_ALLOW: 'permission',
   E_NOT_BACKED: 'error',
   E_NOT_DELIVERED: 'error',

@@ -11,7 +11,7 @@ import type { LinuxGuest } from './linux-guest.ts';
 /* What has to be so again after a host side of a QEMU machine was killed. */
 
 /** Far more than anything takes, as the machine may be busy. */
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = 20_000;
 const VICTIM = join(import.meta.dirname, '..', 'qemu', 'victim.js');
 
 export async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {

@@ -217,25 +217,6 @@ describe('probes of QEMU under TCG, -smp 2', { skip: whyNoLinuxGuest() ?? false 
     await callOnBoth();
     assert.equal(probe.hits, 2 * CALLS);
   });
-
-  test('a migration does not carry a probe along', async () => {
-    const original = await piece();
-    const probe = await guest.probes.at(address, () => {});
-    await callOnBoth();
-    const stream = join(vm.directory, 'stream');
-    await vm.monitor.execute('migrate-set-parameters', { 'max-bandwidth': 1e10 });
-    await vm.monitor.execute('migrate', { uri: `exec:cat >${stream}` });
-    await vm.status('query-status', 'postmigrate');
-    await guest.detach();
-    const bytes = readFileSync(stream);
-    const armed = Buffer.from(original);
-    armed[0] = 0xcc;
-    assert.notEqual(bytes.indexOf(original), -1, 'the function is in the stream');
-    assert.equal(bytes.indexOf(armed), -1, 'with an int3');
-    await vm.monitor.execute('cont');
-    await callOnBoth();
-    assert.equal(probe.hits, 2 * CALLS);
-  });
 });
 
 test('a machine that is detached has no probes any more', { skip: whyNoLinuxGuest() ?? false }, async () => {

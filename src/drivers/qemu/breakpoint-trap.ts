@@ -3,7 +3,7 @@ import { EFER_LMA, kvmSregs } from '../../abi/x86.ts';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import { translate } from '../../machine/page-walk.ts';
 import { pagingOf } from '../../machine/paging.ts';
-import type { Answer } from '../../machine/stops.ts';
+import { type Answer, CONTINUE } from '../../machine/stops.ts';
 import { type CpuState, putSegment, type SegmentCache, segmentSelector } from './cpu-state.ts';
 import { readGate, readSegment } from './descriptors.ts';
 import type { GdbClient } from './gdb.ts';
@@ -13,6 +13,9 @@ import { readBytes, StoppedMemory, writeBytes } from './stopped-memory.ts';
 import { type Encounter, POINT_ORDER, type StoppedVcpu, type TrapPoint } from './stopped-vcpu.ts';
 
 const VECTOR_BP = 3;
+const INT3 = 0xcc;
+/** No instruction takes longer, but one that waits for an interrupt. */
+const STEP_MS = 100;
 const FRAME_SIZE = 40;
 const IDT_OFFSET = SREGS_OFFSET + kvmSregs.offsetOf('idt');
 const ALL_ONES = 2 ** 64;
@@ -47,16 +50,25 @@ export class BreakpointTrap implements TrapPoint {
   readonly #control: RunControl;
   readonly #memory: PhysicalMemory;
   readonly #armed = new Set<number>();
+  /** Plugged in since, and not armed yet. */
+  readonly #fresh = new Set<number>();
   /** What each armed vCPU's handler was resolved from, and to. */
   readonly #resolved = new Map<number, { readonly key: string; readonly handler: bigint | undefined }>();
 
   readonly #onHandler: (gva: bigint) => void;
+  readonly #originalAt: (gpa: number) => number | undefined;
 
-  /** `onHandler` is told of each handler before a trap point is set on it. */
-  constructor(control: RunControl, memory: PhysicalMemory, onHandler: (gva: bigint) => void) {
+  /** `onHandler` is told of each handler before a trap point is set on it. `originalAt`: what a tool's int3 took the place of. */
+  constructor(
+    control: RunControl,
+    memory: PhysicalMemory,
+    onHandler: (gva: bigint) => void,
+    originalAt: (gpa: number) => number | undefined,
+  ) {
     this.#control = control;
     this.#memory = memory;
     this.#onHandler = onHandler;
+    this.#originalAt = originalAt;
   }
 
   /** The handlers that have a trap point. */
@@ -65,7 +77,13 @@ export class BreakpointTrap implements TrapPoint {
     return new Set(handlers.filter((handler) => handler !== undefined));
   }
 
+  /** A vCPU whose tool may not know it: until it is armed it executes what int3 took the place of. */
+  plugged(vcpu: number): void {
+    this.#fresh.add(vcpu);
+  }
+
   async arm(vcpu: number, gdb: GdbClient): Promise<void> {
+    this.#fresh.delete(vcpu);
     this.#armed.add(vcpu);
     await this.refresh(vcpu, await this.#control.stopped(vcpu, gdb).state(), gdb);
   }
@@ -80,6 +98,7 @@ export class BreakpointTrap implements TrapPoint {
   /** Forgets what is armed, with its points. */
   clear(): void {
     this.#armed.clear();
+    this.#fresh.clear();
     this.#resolved.clear();
   }
 
@@ -99,14 +118,32 @@ export class BreakpointTrap implements TrapPoint {
   }
 
   async examine(vcpu: StoppedVcpu): Promise<Encounter | undefined> {
-    if (!this.#armed.has(vcpu.index)) return undefined;
+    const fresh = this.#fresh.has(vcpu.index);
+    if (!fresh && !this.#armed.has(vcpu.index)) return undefined;
     const delivery = await readDelivery(this.#memory, await vcpu.state());
     if (delivery === undefined) return undefined;
     const gpa = await translate(this.#memory, pagingOf(delivery.block), delivery.int3);
+    if (fresh) return this.#passing(delivery, gpa);
     return {
       stop: { kind: 'breakpoint', gpa: gpa ?? ALL_ONES, length: 1 },
       present: (block) => presentUndelivered(block, delivery),
       settle: async (stopped, answer, registers) => this.#settle(stopped, delivery, answer, registers),
+    };
+  }
+
+  /** The instruction is executed as if there were no int3, while the other vCPUs stay stopped. */
+  #passing(delivery: Delivery, gpa: number | undefined): Encounter | undefined {
+    const original = gpa === undefined ? undefined : this.#originalAt(gpa);
+    if (gpa === undefined || original === undefined) return undefined;
+    return {
+      visit: () => CONTINUE,
+      settle: async (vcpu) => {
+        await undeliver(vcpu, delivery);
+        await vcpu.gdb.writePhysical(gpa, Uint8Array.of(original));
+        await this.#control.stepAlone(vcpu.index, vcpu.gdb, STEP_MS);
+        await vcpu.gdb.writePhysical(gpa, Uint8Array.of(INT3));
+        return 'run';
+      },
     };
   }
 

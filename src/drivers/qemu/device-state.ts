@@ -77,7 +77,7 @@ export interface CpuSections {
 }
 
 /**
- * The vCPUs' sections of what `xen-save-devices-state` writes, by vCPU index. The file describes itself only in
+ * The vCPUs' sections of what `xen-save-devices-state` writes, in the order of the vCPUs. The file describes itself only in
  * part: sections are found by their headers, and read by the layouts of this version of QEMU's format.
  * E_QEMU_STATE when it is not such a file, or has another version.
  */

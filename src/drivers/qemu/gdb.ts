@@ -3,7 +3,7 @@ import { connect, type NetConnectOpts, type Socket } from 'node:net';
 import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError } from '../../error.ts';
 import { registerFromHex, registerToHex } from '../../rsp/hex.ts';
-import { type StopReply, threadId } from '../../rsp/stop-reply.ts';
+import { type StopReply, threadId, vcpuOfThread } from '../../rsp/stop-reply.ts';
 import { type GdbRegister, includedDocuments, parseRegisters } from '../../rsp/target-description.ts';
 import { peerOf } from '../../system/peer.ts';
 import { closedError, GdbLink, type Stopped } from './gdb-link.ts';
@@ -30,7 +30,10 @@ export class GdbClient {
   readonly #link: GdbLink;
   #connected = false;
   #registers: ReadonlyMap<string, GdbRegister> = new Map();
-  #selected: { readonly vcpu: number; readonly write: object | undefined } | undefined;
+  #vcpus: readonly number[] = [];
+  #selected:
+    | { readonly vcpu: number; readonly write: object | undefined; readonly done: Promise<void> }
+    | undefined;
   #physical = false;
   #onStop: (stop: Stopped) => void = () => {};
   #onClosed: (error: Error) => void = () => {};
@@ -85,6 +88,11 @@ export class GdbClient {
   /** The process at the other end, where the kernel tells. */
   get peer(): number | undefined {
     return peerOf(this.#socket);
+  }
+
+  /** The vCPUs that the VM had when it was connected. */
+  get vcpus(): readonly number[] {
+    return this.#vcpus;
   }
 
   /** As {@link GdbLink.running} says. */
@@ -150,22 +158,24 @@ export class GdbClient {
     return register;
   }
 
+  /** E_GDB_REFUSED when there is no such vCPU. */
   async readRegister(vcpu: number, name: string): Promise<bigint> {
     const { number } = this.register(name);
-    this.#select(vcpu);
-    return registerFromHex(await this.command(`p${number.toString(16)}`));
+    const [, answer] = await Promise.all([this.#select(vcpu), this.command(`p${number.toString(16)}`)]);
+    return registerFromHex(answer);
   }
 
   async writeRegister(vcpu: number, name: string, value: bigint): Promise<void> {
     const { number, size } = this.register(name);
-    this.#select(vcpu);
+    // What comes after it would be done to another vCPU.
+    this.#select(vcpu).catch((error) => this.#link.abort(error));
     await this.#expectOk(`P${number.toString(16)}=${registerToHex(value, size)}`);
   }
 
   /** All core registers, each at the `offset` of its {@link GdbRegister}. */
   async readRegisters(vcpu: number): Promise<Buffer> {
-    this.#select(vcpu);
-    return Buffer.from(await this.command('g'), 'hex');
+    const [, answer] = await Promise.all([this.#select(vcpu), this.command('g')]);
+    return Buffer.from(answer, 'hex');
   }
 
   /** False when any byte is not memory. */
@@ -229,14 +239,17 @@ export class GdbClient {
   /** '?' removes those of every vCPU, or, since QEMU 7.2, only those of the vCPU that Hc names. */
   async #removeBreakpoints(): Promise<void> {
     await this.command('?');
+    const vcpus: number[] = [];
     let list = await this.command('qfThreadInfo');
-    for (let vcpu = 0; vcpu < VCPU_LIMIT && THREADS.test(list); vcpu++) {
+    while (vcpus.length < VCPU_LIMIT && THREADS.test(list)) {
       for (const thread of list.slice(1).split(',')) {
         this.#check(`Hc${thread}`);
         await this.command('?');
+        vcpus.push(vcpuOfThread(thread));
       }
       list = await this.command('qsThreadInfo');
     }
+    this.#vcpus = vcpus;
   }
 
   async #readDocument(name: string): Promise<string> {
@@ -256,11 +269,12 @@ export class GdbClient {
   }
 
   /** In each write anew: a stop selects the vCPU that it is attributed to, and may have come before the write. */
-  #select(vcpu: number): void {
+  #select(vcpu: number): Promise<void> {
     const { open } = this.#link;
-    if (open && open === this.#selected?.write && vcpu === this.#selected.vcpu) return;
-    this.#check(`Hg${threadId(vcpu)}`);
-    this.#selected = { vcpu, write: this.#link.open };
+    if (open && open === this.#selected?.write && vcpu === this.#selected.vcpu) return this.#selected.done;
+    const done = this.#expectOk(`Hg${threadId(vcpu)}`);
+    this.#selected = { vcpu, write: this.#link.open, done };
+    return done;
   }
 
   #usePhysicalAddresses(): void {

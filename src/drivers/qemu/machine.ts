@@ -19,7 +19,8 @@ import { Repair } from './guard/repair.ts';
 import { identityOfVm, uuidOf, type VmIdentity } from './guard/vm-identity.ts';
 import { Injection } from './injection.ts';
 import { InstructionTraps } from './instruction-traps.ts';
-import { parseMemoryTree } from './memory-map.ts';
+import { MemoryCopies } from './memory-copies.ts';
+import { parseMemoryTree, type RamRange } from './memory-map.ts';
 import type { QmpAddress } from './open-qmp.ts';
 import { isPatch, Patches } from './patches.ts';
 import { QemuProbes } from './probes.ts';
@@ -30,13 +31,15 @@ import { RunControl, type RunControlOwner } from './run-control.ts';
 import { StateReader } from './state-reader.ts';
 import { StoppedMemory } from './stopped-memory.ts';
 import type { StoppedVcpu } from './stopped-vcpu.ts';
-import { findFreeStub, type StubPlan } from './stub.ts';
+import { findFreeStub, type StubPlan, statusOf } from './stub.ts';
 import { QemuVcpu } from './vcpu.ts';
 import { Workspace } from './workspace.ts';
 
 /** How long this process tries to undo what it did after the gdbstub was lost. Then the guard goes on. */
 const RECOVERY_MS = 5000;
 const RECOVERY_PAUSE_MS = 100;
+/** QEMU has no machine with more vCPUs. */
+const VCPU_LIMIT = 4096;
 
 /** What is asked of QEMU once, when the machine is opened. */
 interface QemuFacts {
@@ -45,8 +48,13 @@ interface QemuFacts {
   readonly uuid: string;
   readonly tcg: boolean;
   readonly pid: number | undefined;
-  /** The TSC frequency of each vCPU in Hz, 0 when QEMU does not know it. */
-  readonly tscHz: readonly number[];
+  readonly vcpus: readonly VcpuFacts[];
+}
+
+interface VcpuFacts {
+  readonly index: number;
+  /** The TSC frequency in Hz, 0 when QEMU does not know it. */
+  readonly tscHz: number;
 }
 
 /** Any unmodified QEMU, attached through its monitor alone. */
@@ -55,7 +63,7 @@ export class QemuMachine implements Machine {
   readonly uuid: Uint8Array;
   readonly startTime: number;
   readonly memory: RegionMemory;
-  readonly vcpus: readonly QemuVcpu[];
+  readonly vcpus: QemuVcpu[] = [];
   /** With KVM a breakpoint of the gdbstub takes a debug register, and cannot be stepped over while it is set. */
   readonly probes: QemuProbes | undefined;
   readonly #facts: QemuFacts;
@@ -63,12 +71,14 @@ export class QemuMachine implements Machine {
   readonly #monitor: QmpAddress;
   readonly #guard = new Guard();
   readonly #patches = new Patches((patches) => this.#guard.journal?.update({ patches }));
+  readonly #copies: MemoryCopies;
   readonly #workspace: Workspace;
-  readonly #ram: ReadonlyMap<string, RamSource>;
+  readonly #ram: Map<string, RamSource>;
   readonly #control: RunControl;
   readonly #states: StateReader;
   readonly #breakpoints: BreakpointTrap;
   readonly #injection: Injection;
+  readonly #cpuid: CpuidReader;
   readonly #instructions: Readonly<Record<'cr' | 'msr' | 'xsetbv', InstructionTraps>>;
   #capabilities: Capabilities;
   #handler: MachineHandler | undefined;
@@ -77,6 +87,8 @@ export class QemuMachine implements Machine {
   #recovery: Promise<void> | undefined;
   /** Where in guest memory something could not be taken back. */
   #left: readonly number[] = [];
+  /** Whether int3 was in guest memory when the stub was given up. */
+  #hadPatches = false;
 
   /**
    * Opens the machine behind `qmp`. The guest is not touched, but for what a kvmi that was killed has left in it, which
@@ -107,8 +119,8 @@ export class QemuMachine implements Machine {
     qmp: QmpTransport,
     monitor: QmpAddress,
     workspace: Workspace,
-    ram: ReadonlyMap<string, RamSource>,
-    ranges: ReturnType<typeof parseMemoryTree>,
+    ram: Map<string, RamSource>,
+    ranges: readonly RamRange[],
   ) {
     this.name = facts.name;
     this.uuid = Buffer.from(facts.uuid.replaceAll('-', ''), 'hex');
@@ -118,25 +130,27 @@ export class QemuMachine implements Machine {
     this.#monitor = monitor;
     this.#workspace = workspace;
     this.#ram = ram;
-    this.memory = new RegionMemory(
-      ranges.map(({ gpa, size, readonly, block, offset }): BackedRegion => {
-        const source = ram.get(block)!;
-        const backend = {
-          read: (at: number, into: Uint8Array) => source.read(offset + at, into),
-          write: (at: number, from: Uint8Array) => this.#write(gpa + at, from, source, offset + at),
-          nextData: (at: number) =>
-            source.nextData ? (source.nextData(offset + at) ?? Infinity) - offset : at,
-        };
-        return { gpa, size, readonly, backend };
-      }),
-    );
-    this.#control = new RunControl(qmp, workspace, facts.tscHz.length, this.#owner());
+    this.memory = new RegionMemory(ranges.map((range) => this.#region(range)));
+    this.#copies = new MemoryCopies(qmp, {
+      snapshot: () => this.#snapshot(),
+      migration: () => this.#migration(),
+      nodes: (nodes) => this.#guard.journal?.update({ nodes }),
+    });
+    const present = facts.vcpus.map(({ index }) => index);
+    this.#control = new RunControl(qmp, workspace, present, this.#owner());
     this.probes = facts.tcg ? new QemuProbes(this.#control, () => this.vcpus) : undefined;
-    this.#states = new StateReader(qmp, workspace, facts.tscHz.length, facts.tcg, () =>
-      this.#control.others.expectStop(),
+    this.#states = new StateReader(
+      qmp,
+      workspace,
+      () => this.#control.present,
+      facts.tcg,
+      () => this.#control.others.expectStop(),
     );
-    this.#breakpoints = new BreakpointTrap(this.#control, this.memory, (gva) =>
-      this.#noteHandler(gva.toString(16)),
+    this.#breakpoints = new BreakpointTrap(
+      this.#control,
+      this.memory,
+      (gva) => this.#noteHandler(gva.toString(16)),
+      (gpa) => this.#patches.originalAt(gpa),
     );
     this.#capabilities = qemuCapabilities({ ...facts, noDeviceState: undefined });
     this.#injection = new Injection(this.#control, this.memory);
@@ -146,10 +160,8 @@ export class QemuMachine implements Machine {
       msr: new InstructionTraps(this.#control, this.memory, 'msr', onBorrow),
       xsetbv: new InstructionTraps(this.#control, this.memory, 'xsetbv', onBorrow),
     };
-    const cpuid = new CpuidReader(this.#control, this.memory, onBorrow);
-    this.vcpus = facts.tscHz.map(
-      (hz, i) => new QemuVcpu(i, hz, this.#control, cpuid, () => this.#capabilities),
-    );
+    this.#cpuid = new CpuidReader(this.#control, this.memory, onBorrow);
+    this.#addVcpus(facts.vcpus);
     qmp.onEvent((event) => this.#event(event));
   }
 
@@ -168,6 +180,8 @@ export class QemuMachine implements Machine {
     if (this.#handler) throw attachedAlready(this.name);
     await this.#qmp.claim();
     if (!this.#control.attached) await findFreeStub(this.#qmp);
+    await this.#copies.requireNone();
+    this.#control.allow();
     this.#handler = handler;
   }
 
@@ -249,8 +263,10 @@ export class QemuMachine implements Machine {
       }
       return this.#control.exclusive(async (gdb) => {
         await this.#patches.note(this.memory, gpa, bytes);
+        if (this.#patches.any) await this.#copies.block(true);
         const written = await gdb.writePhysical(gpa, bytes);
         if (written) this.#patches.written(gpa, bytes);
+        if (!this.#patches.any) await this.#copies.block(false);
         return written;
       });
     });
@@ -261,14 +277,23 @@ export class QemuMachine implements Machine {
       stop: (vcpu, stop) => this.#stop(vcpu, stop),
       request: (vcpu) => this.#handler?.request(this.vcpus[vcpu]!),
       readStates: (gdb) => this.#readStates(gdb),
+      vcpus: async () => {
+        const found = await readVcpus(this.#qmp);
+        void this.#announce(this.#plug(found));
+        return found.map(({ index }) => index);
+      },
       deliver: (vcpu, hold, answer) => this.#injection.deliver(vcpu, hold, answer),
       attaching: (stub, running) => this.#attaching(stub, running),
       leaving: (vcpus) => this.#leaving(vcpus),
-      detached: () => this.#guard.done(),
+      detached: async () => {
+        await this.#copies.unwatch();
+        this.#guard.done();
+      },
       paused: (paused) => {
         this.#guard.journal?.update({ running: !paused });
         if (paused) void this.#preUnhook('suspend');
       },
+      refusesSnapshots: () => this.#copies.blocked,
       lost: (error) => this.#lost(error),
     };
   }
@@ -277,17 +302,20 @@ export class QemuMachine implements Machine {
     return identityOfVm(this.#facts.uuid, this.#facts.pid, this.#qmp, this.#monitor);
   }
 
-  #attaching(stub: StubPlan, running: boolean): Promise<void> {
-    const { tcg, tscHz } = this.#facts;
-    return this.#guard.begin({
+  async #attaching(stub: StubPlan, running: boolean): Promise<void> {
+    const { tcg } = this.#facts;
+    await this.#copies.requireNone();
+    const migrationEvents = await this.#copies.isOff();
+    await this.#guard.begin({
       vm: this.#identity,
       monitor: this.#monitor,
-      vcpus: tscHz.length,
       tcg,
       workspace: this.#workspace.path,
       stub,
       running,
+      migrationEvents,
     });
+    await this.#copies.watch(migrationEvents);
   }
 
   #noteHandler(gva: string): void {
@@ -298,6 +326,7 @@ export class QemuMachine implements Machine {
 
   async #leaving(vcpus: readonly StoppedVcpu[]): Promise<void> {
     const memory = new StoppedMemory(this.memory, vcpus[0]!.gdb);
+    this.#hadPatches = this.#patches.any;
     const left = await this.#patches.restore(memory, vcpus, this.#breakpoints.handlers);
     this.#left = [...this.#left, ...left];
   }
@@ -311,6 +340,8 @@ export class QemuMachine implements Machine {
       if (outcome !== 'again') return this.#guard.done();
       await sleep(RECOVERY_PAUSE_MS);
     }
+    // The guest is not to stand still until somebody closes the machine.
+    await this.#guard.end();
   }
 
   async #stop(vcpu: number, stop: Stop): Promise<Answer> {
@@ -318,26 +349,130 @@ export class QemuMachine implements Machine {
     return answer;
   }
 
-  async #readStates(gdb: GdbClient): Promise<CpuState[]> {
+  async #readStates(gdb: GdbClient): Promise<ReadonlyMap<number, CpuState>> {
     const states = await this.#states.read(gdb);
     const { failure } = this.#states;
     this.#capabilities = qemuCapabilities({ ...this.#facts, noDeviceState: failure });
-    for (const [i, state] of states.entries()) {
+    for (const [i, state] of states) {
       this.vcpus[i]!.started = state.started;
       await this.#breakpoints.refresh(i, state, gdb);
     }
     return states;
   }
 
-  #event({ name }: QmpEvent): void {
+  #event({ name, data }: QmpEvent): void {
     if (name === 'SHUTDOWN') {
       this.#shutDown = true;
       void this.#preUnhook('shutdown');
     }
     // What was patched is overwritten or meaningless once the guest boots again.
-    if (name === 'RESET') this.#patches.clear();
+    if (name === 'RESET') {
+      this.#patches.clear();
+      void this.#copies.block(false).catch(() => {});
+    }
+    if (name === 'ACPI_DEVICE_OST') this.#plugged(recordOf(data.info, 'a device')['slot-type']);
+    if (name === 'STOP') setImmediate(() => void this.#lookAfterStop().catch(() => {}));
     if (name === 'SUSPEND' || name === 'SUSPEND_DISK') void this.#preUnhook('suspend');
-    if (name === 'MIGRATION') void this.#preUnhook('migrate');
+  }
+
+  /** The guest has taken something that was plugged in, or let it go. It may say so as often as it likes. */
+  #plugged(slot: unknown): void {
+    if (slot === 'CPU') this.#lookAtVcpus();
+    if (slot === 'DIMM') this.#lookAtMemory();
+  }
+
+  readonly #lookAtVcpus = oneByOne(async () => {
+    const found = await readVcpus(this.#qmp);
+    const fresh = this.#plug(found);
+    await this.#control.setVcpus(found.map(({ index }) => index));
+    await this.#announce(fresh);
+  });
+
+  async #announce(fresh: readonly QemuVcpu[]): Promise<void> {
+    for (const vcpu of fresh) await this.#handler?.vcpuCreated?.(vcpu);
+  }
+
+  /** Regions that have gone are not read any more, and new ones are. */
+  readonly #lookAtMemory = oneByOne(async () => {
+    const ranges = parseMemoryTree(await this.#qmp.hmp('info mtree -f'));
+    const fresh = ranges.filter(({ block }) => !this.#ram.has(block));
+    for (const [block, source] of await openRam(fresh, this.#qmp, this.#facts.pid, this.#workspace))
+      this.#ram.set(block, source);
+    this.memory.setRegions(ranges.map((range) => this.#region(range)));
+    for (const [block, source] of this.#ram) {
+      if (ranges.some((range) => range.block === block)) continue;
+      this.#ram.delete(block);
+      source.close();
+    }
+  });
+
+  #region({ gpa, size, readonly, block, offset }: RamRange): BackedRegion {
+    const source = this.#ram.get(block)!;
+    const backend = {
+      read: (at: number, into: Uint8Array) => source.read(offset + at, into),
+      write: (at: number, from: Uint8Array) => this.#write(gpa + at, from, source, offset + at),
+      nextData: (at: number) => (source.nextData ? (source.nextData(offset + at) ?? Infinity) - offset : at),
+    };
+    return { gpa, size, readonly, backend };
+  }
+
+  #plug(found: readonly VcpuFacts[]): QemuVcpu[] {
+    const fresh = this.#addVcpus(found);
+    for (const { index } of fresh) this.#breakpoints.plugged(index);
+    return fresh;
+  }
+
+  /** Those that are new. One whose number was left out does not run. */
+  #addVcpus(found: readonly VcpuFacts[]): QemuVcpu[] {
+    const fresh: QemuVcpu[] = [];
+    for (let index = this.vcpus.length; index <= Math.max(...found.map((vcpu) => vcpu.index)); index++) {
+      const tscHz = found.find((vcpu) => vcpu.index === index)?.tscHz ?? 0;
+      fresh.push(new QemuVcpu(index, tscHz, this.#control, this.#cpuid, () => this.#capabilities));
+    }
+    this.vcpus.push(...fresh);
+    for (const vcpu of this.vcpus) {
+      const present = found.some(({ index }) => index === vcpu.index);
+      // One that comes back is looked at when its state is read.
+      vcpu.started = present && (vcpu.started || !this.#control.present.includes(vcpu.index));
+    }
+    return fresh;
+  }
+
+  /**
+   * The gdbstub says nothing of a stop for loading a snapshot. When that fails QEMU leaves the VM stopped: that is what
+   * others asked for, unless it failed because of us.
+   */
+  async #lookAfterStop(): Promise<void> {
+    if (!this.#copies.blocked || !this.#control.running || (await statusOf(this.#qmp)) !== 'restore-vm')
+      return;
+    await this.#control.exclusive(async () => {});
+  }
+
+  /** One that has int3 in it would harm whoever uses it. */
+  #snapshot(): void {
+    if (this.#patches.any) this.#end(copyError(this.name, 'a snapshot of it', 'Delete that snapshot'));
+  }
+
+  /** Everything is taken out of the VM, and it is left alone from then on. */
+  async #migration(): Promise<void> {
+    if (!this.#handler) return;
+    void this.#preUnhook('migrate');
+    const error = new KvmiError('E_MIGRATION', `${this.name} is being migrated: it is unhooked`, {
+      hint: 'Hook it again where it runs afterwards.',
+    });
+    await this.#control.end(error);
+    const { left } = this.#control;
+    const spoilt = left === 'stopped' || (left === 'running' && this.#hadPatches);
+    this.#end(
+      spoilt ? copyError(this.name, 'it', 'Do not use the copy; let the VM run here (`cont`)') : error,
+    );
+  }
+
+  /** The handler is not told anything any more. */
+  #end(error: Error | undefined): void {
+    const handler = this.#handler;
+    this.#handler = undefined;
+    handler?.closed(error);
   }
 
   async #preUnhook(reason: 'suspend' | 'migrate' | 'shutdown'): Promise<void> {
@@ -358,6 +493,15 @@ export class QemuMachine implements Machine {
   }
 }
 
+/** `what` of the VM was copied while something of kvmi was in it. */
+function copyError(name: string, what: string, hint: string): KvmiError {
+  return new KvmiError(
+    'E_MIGRATION',
+    `${name}: ${what} was copied before kvmi was out of it: the copy is not to be used`,
+    { hint: `${hint}; make another one when nothing is hooked.` },
+  );
+}
+
 function stays(name: string, left: readonly number[]): KvmiError {
   const where = left.map((gpa) => `0x${gpa.toString(16)}`).join(', ');
   const what =
@@ -372,27 +516,39 @@ function stays(name: string, left: readonly number[]): KvmiError {
 }
 
 async function readFacts(qmp: QmpTransport): Promise<QemuFacts> {
-  const [name, uuid, kvm, cpus, pid] = await Promise.all([
+  const [name, uuid, kvm, vcpus, pid] = await Promise.all([
     qmp.execute('query-name'),
     uuidOf(qmp),
     qmp.execute('query-kvm'),
-    qmp.execute('query-cpus-fast'),
+    readVcpus(qmp),
     findQemuProcess(qmp),
   ]);
-  const list = recordsOf(cpus, 'the list of vCPUs');
-  const foreign = list.find(({ target }) => target !== 'x86_64');
-  if (list.length === 0 || foreign !== undefined) {
-    throw new KvmiError('E_QEMU_TARGET', `QEMU at ${qmp.where} emulates ${foreign?.target}, not x86_64`);
-  }
-  const tscHz = await Promise.all(list.map((cpu) => readTscFrequency(qmp, String(cpu['qom-path']))));
   const { name: given } = recordOf(name, 'the name');
   return {
     name: typeof given === 'string' && given !== '' ? given : qmp.where,
     uuid,
     tcg: recordOf(kvm, 'the accelerator').enabled !== true,
     pid,
-    tscHz,
+    vcpus,
   };
+}
+
+async function readVcpus(qmp: QmpTransport): Promise<VcpuFacts[]> {
+  const list = recordsOf(await qmp.execute('query-cpus-fast'), 'the list of vCPUs');
+  const foreign = list.find(({ target }) => target !== 'x86_64');
+  if (list.length === 0 || foreign !== undefined) {
+    throw new KvmiError('E_QEMU_TARGET', `QEMU at ${qmp.where} emulates ${foreign?.target}, not x86_64`);
+  }
+  const vcpus = list.map(async (cpu) => {
+    const path = String(cpu['qom-path']);
+    return { index: vcpuIndex(cpu['cpu-index']), tscHz: await readTscFrequency(qmp, path) };
+  });
+  return (await Promise.all(vcpus)).sort((a, b) => a.index - b.index);
+}
+
+function vcpuIndex(value: unknown): number {
+  if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < VCPU_LIMIT) return value;
+  throw new KvmiError('E_QEMU_FACTS', `QEMU numbers a vCPU ${String(value)}`);
 }
 
 async function readTscFrequency(qmp: QmpTransport, path: string): Promise<number> {
@@ -403,4 +559,20 @@ async function readTscFrequency(qmp: QmpTransport, path: string): Promise<number
     if (error instanceof KvmiError && error.code === 'E_QMP_COMMAND') return 0;
     throw new KvmiError('E_QEMU_FACTS', `${path}: ${messageOf(error)}`, { cause: error });
   }
+}
+
+/** A function that begins `work`; once more afterwards when it was called meanwhile. What fails is left undone. */
+function oneByOne(work: () => Promise<void>): () => void {
+  let under: 'nothing' | 'work' | 'again' = 'nothing';
+  const run = async (): Promise<void> => {
+    do {
+      under = 'work';
+      await work().catch(() => {});
+    } while ((under as string) === 'again');
+    under = 'nothing';
+  };
+  return () => {
+    if (under === 'nothing') void run();
+    else under = 'again';
+  };
 }

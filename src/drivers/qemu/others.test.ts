@@ -17,6 +17,9 @@ class Monitor implements QmpConnection {
   answers = true;
   /** How long an answer takes. */
   slowness = 0;
+  /** The run state, when it has another name than that. */
+  status = '';
+  refuses = false;
   /** How many snapshots were made. */
   copies = 0;
   readonly #listeners: ((event: QmpEvent) => void)[] = [];
@@ -25,7 +28,7 @@ class Monitor implements QmpConnection {
     if (!this.answers) return new Promise(() => {});
     if (this.slowness > 0) await sleep(this.slowness);
     if (command === 'query-migrate') return { copies: this.copies };
-    if (command === 'query-status') return { running: this.running };
+    if (command === 'query-status') return { running: this.running, status: this.status };
     if (command !== 'blockdev-add' || args.driver !== 'qcow2') return {};
     const text = TEXTS[this.stops - 1] ?? 'Image is not in qcow2 format';
     this.stops = 0;
@@ -58,11 +61,11 @@ describe('what others want of the run state', () => {
     const monitor = new Monitor();
     const changes: boolean[] = [];
     let resumed = 0;
-    const others = new Others(
-      monitor,
-      () => resumed++,
-      (paused) => changes.push(paused),
-    );
+    const others = new Others(monitor, {
+      resumed: () => resumed++,
+      changed: (paused) => changes.push(paused),
+      refuses: () => monitor.refuses,
+    });
     await others.begin(true);
     return { monitor, others, changes, resumed: () => resumed };
   }
@@ -157,6 +160,17 @@ describe('what others want of the run state', () => {
     assert.equal(others.paused, true);
   });
 
+  test('a stop, and somebody’s cont while it is found out whose the stop was', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 1;
+    setTimeout(() => monitor.event('RESUME'), 10);
+    assert.equal(await others.mayRun(0), true);
+    await others.settle(0);
+    monitor.stops = 1;
+    setTimeout(() => monitor.event('RESUME'), 10);
+    assert.equal(await others.stoppedBefore(() => 0), false);
+  });
+
   test('a stop that a snapshot follows is the snapshot’s', async () => {
     const { monitor, others } = await begin();
     monitor.stops = 1;
@@ -164,6 +178,25 @@ describe('what others want of the run state', () => {
     assert.equal(await others.mayRun(0), true);
     monitor.stops = 1;
     assert.equal(await others.mayRun(0), false, 'the next one is not');
+  });
+
+  test('a stop that a migration follows is in force: the VM runs elsewhere', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 1;
+    monitor.status = 'postmigrate';
+    setTimeout(() => monitor.copies++, 10);
+    assert.equal(await others.mayRun(0), false);
+  });
+
+  test('a snapshot that cannot be loaded stops the VM: that is others’ wish, unless it failed because of us', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 1;
+    monitor.status = 'restore-vm';
+    monitor.refuses = true;
+    assert.equal(await others.mayRun(0), true);
+    monitor.stops = 1;
+    monitor.refuses = false;
+    assert.equal(await others.mayRun(0), false);
   });
 
   test('one that is seen long after the resume is left alone: a cont may have come since', async () => {

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { EVENTS_MISSED, type QmpConnection } from './qmp.ts';
 import { StopCounter } from './stop-counter.ts';
-import { isRunning } from './stub.ts';
+import { hasLeft, isRunning, statusOf } from './stub.ts';
 
 /** How long a resume waits for what others want: a monitor that is not answered must not hold the guest. */
 const LOOK_MS = 1000;
@@ -9,6 +9,16 @@ const LOOK_MS = 1000;
 const COPY_MS = 50;
 /** When a `stop` is seen later than this after a resume, a `cont` may have come since, which does nothing to a VM that runs. */
 const LATE_MS = 250;
+
+/** What {@link Others} tells and asks. */
+export interface OthersOwner {
+  /** Somebody else lets the VM run. */
+  resumed(): void;
+  /** Others have changed what they want. */
+  changed(paused: boolean): void;
+  /** Whether snapshots can neither be made nor loaded, because of us. */
+  refuses(): boolean;
+}
 
 /**
  * Whether others – a user of the monitor, a management layer, a backup – want the VM stopped.
@@ -20,8 +30,7 @@ const LATE_MS = 250;
 export class Others {
   readonly #qmp: QmpConnection;
   readonly #counter: StopCounter;
-  readonly #resumed: () => void;
-  readonly #changed: (paused: boolean) => void;
+  readonly #owner: OthersOwner;
   #paused = false;
   #counted = 0;
   /** Stops that QEMU counts and the gdbstub does not report, and others' that have been taken into account. */
@@ -30,18 +39,18 @@ export class Others {
   #void = false;
   /** RESUME events that will come because of us. */
   #resumesDue = 0;
+  /** How often others have let the VM run. */
+  #conts = 0;
   #active = false;
   /** What QEMU said of its last snapshot or migration. */
   #migration = '';
   /** A look that was not answered yet. */
   #look: Promise<void> | undefined;
 
-  /** `resumed` is called when somebody else lets the VM run, `changed` when others have changed what they want. */
-  constructor(qmp: QmpConnection, resumed: () => void, changed: (paused: boolean) => void) {
+  constructor(qmp: QmpConnection, owner: OthersOwner) {
     this.#qmp = qmp;
     this.#counter = new StopCounter(qmp);
-    this.#changed = changed;
-    this.#resumed = resumed;
+    this.#owner = owner;
     qmp.onEvent(({ name }) => {
       if (!this.#active) return;
       if (name === EVENTS_MISSED) void this.#missed();
@@ -109,7 +118,7 @@ export class Others {
   async mayRun(reported: number): Promise<boolean> {
     if (this.#paused) return false;
     if (!(await this.#count())) return !this.#paused;
-    if (this.#takeExcess(reported) && !(await this.#copied())) this.#set(true);
+    if (this.#takeExcess(reported)) await this.#wanted();
     return !this.#paused;
   }
 
@@ -123,9 +132,24 @@ export class Others {
     const counted = this.#count();
     const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
     if (!(await counted) || !running || reported() !== before || !this.#takeExcess(before)) return false;
-    if (performance.now() - since > LATE_MS || (await this.#copied())) return false;
-    this.#set(true);
-    return true;
+    if (performance.now() - since > LATE_MS) return false;
+    await this.#wanted();
+    return this.#paused;
+  }
+
+  /** Others want the VM stopped, if it was them or it runs elsewhere now, and they do not let it run while that is found out. */
+  async #wanted(): Promise<void> {
+    const before = this.#conts;
+    const meant = !(await this.#excused()) || (await inTime(hasLeft(this.#qmp)).catch(() => undefined));
+    if (meant && this.#conts === before) this.#set(true);
+  }
+
+  /** Whether QEMU has stopped the VM on its way to something else than what others asked for. */
+  async #excused(): Promise<boolean> {
+    if (await this.#copied()) return true;
+    if (!this.#owner.refuses()) return false;
+    // It stays stopped when a snapshot cannot be loaded.
+    return (await inTime(statusOf(this.#qmp)).catch(() => undefined)) === 'restore-vm';
   }
 
   /** Whether a snapshot was made, or a migration, since this was asked last: they stop the VM on their way. */
@@ -143,9 +167,10 @@ export class Others {
   }
 
   #letRun(): void {
+    this.#conts++;
     this.#void = true;
     this.#set(false);
-    this.#resumed();
+    this.#owner.resumed();
   }
 
   /** RESUME events that are due may never come, and the one by which others let the VM run may have been missed. */
@@ -190,7 +215,7 @@ export class Others {
   #set(paused: boolean): void {
     if (this.#paused === paused) return;
     this.#paused = paused;
-    this.#changed(paused);
+    this.#owner.changed(paused);
   }
 }
 

@@ -36,6 +36,16 @@ export class Patches {
     return [...this.#originals].flatMap(([gpa, original]) => (original === null ? [] : gpa));
   }
 
+  /** What has to be where int3 is; undefined where none is. */
+  originalAt(gpa: number): number | undefined {
+    return this.#originals.get(gpa) ?? undefined;
+  }
+
+  /** Those that have been written must not be in anything that others keep. */
+  get any(): boolean {
+    return this.armed.length > 0;
+  }
+
   clear(): void {
     if (this.#originals.size === 0) return;
     this.#originals.clear();

@@ -26,17 +26,17 @@ const REASON = "QEMU's gdbstub and monitor do not show it";
 export async function readRegistersState(
   qmp: QmpConnection,
   gdb: GdbClient,
-  vcpus: number,
-): Promise<CpuState[]> {
-  const states: CpuState[] = [];
-  for (let vcpu = 0; vcpu < vcpus; vcpu++) {
+  vcpus: readonly number[],
+): Promise<ReadonlyMap<number, CpuState>> {
+  const states = new Map<number, CpuState>();
+  for (const vcpu of vcpus) {
     const registers = await gdb.readRegisters(vcpu);
     const text = await qmp.hmp('info registers', vcpu);
     const value = (name: string) => {
       const { offset, size } = gdb.register(name);
       return registerFromHex(registers.toString('hex', offset, offset + size));
     };
-    states.push(new RegistersCpu(value, text));
+    states.set(vcpu, new RegistersCpu(value, text));
   }
   return states;
 }

@@ -1,7 +1,8 @@
+import { getRegister, STATE_SIZE } from '../../abi/state.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { type Answer, CONTINUE, CRASH, type Stop } from '../../machine/stops.ts';
-import { SIGTRAP, threadId } from '../../rsp/stop-reply.ts';
+import { SIGTRAP, SIGXCPU, threadId } from '../../rsp/stop-reply.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
 import type { Stopped } from './gdb-link.ts';
@@ -10,19 +11,35 @@ import type { QmpTransport } from './qmp.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
 import { type Encounter, type Hold, type StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
-import { addStub, closeStub, connectStub, isRunning, planStub, type StubPlan, statusOf } from './stub.ts';
+import {
+  addStub,
+  closeStub,
+  connectStub,
+  hasLeft,
+  isRunning,
+  planStub,
+  type StubPlan,
+  statusOf,
+} from './stub.ts';
 import { TrapPoints } from './trap-points.ts';
 import type { Workspace } from './workspace.ts';
 
 /** How long every vCPU waits for the answers of those that stopped, before the others run on without them. */
 const GRACE_MS = 5;
 
+/** A migration takes longer. */
+const FRESH_MS = 100;
+/** On a host that is slower than that the guest has to run all the same. */
+const FRESH_TRIES = 5;
+
 /** What the run control needs of the machine around it. `deliver`, `leaving` and `readStates` are called with every vCPU stopped. */
 export interface RunControlOwner {
   stop(vcpu: number, stop: Stop): Awaitable<Answer>;
   request(vcpu: number): Awaitable<'crash' | undefined>;
   /** The state of all vCPUs. */
-  readStates(gdb: GdbClient): Promise<CpuState[]>;
+  readStates(gdb: GdbClient): Promise<ReadonlyMap<number, CpuState>>;
+  /** Which vCPUs there are: one stopped that is not known. */
+  vcpus(): Promise<readonly number[]>;
   /** Delivers the exception that was queued during a hold; answers what the handler is told, unless it has to wait. */
   deliver(vcpu: StoppedVcpu, hold: Hold, answer: Answer): Promise<Stop | undefined>;
   /** The gdbstub is about to be attached, when what is returned is done. `running`: whether the VM runs until then. */
@@ -30,9 +47,11 @@ export interface RunControlOwner {
   /** Last chance to put things right before the vCPUs run alone. */
   leaving(vcpus: readonly StoppedVcpu[]): Promise<void>;
   /** The stub was given up, and the vCPUs run alone. */
-  detached(): void;
+  detached(): Awaitable<void>;
   /** Somebody else paused the VM (true) or let it run again. */
   paused(paused: boolean): void;
+  /** Whether snapshots can neither be made nor loaded, because of us. */
+  refusesSnapshots(): boolean;
   /** The gdbstub or QEMU is gone; nothing else is called after it. */
   lost(error: Error): void;
 }
@@ -50,7 +69,7 @@ interface Task {
  * all vCPUs, so each stop looks at all of them: several may have reached a trap point at once and QEMU reports one.
  */
 export class RunControl {
-  readonly vcpus: readonly VcpuRun[];
+  readonly vcpus: VcpuRun[] = [];
   readonly points: TrapPoints;
   readonly others: Others;
   readonly #qmp: QmpTransport;
@@ -67,22 +86,27 @@ export class RunControl {
   #resumedByOthers = false;
   #loop: Promise<void> | undefined;
   #ending = false;
+  /** Why nothing is to be done to the VM any more. */
+  #forbidden: Error | undefined;
+  /** The last stop, until the VM runs again. */
+  #stopped: Stopped | undefined;
+  #left: 'running' | 'stopped' | undefined;
   #lost: Error | undefined;
 
-  constructor(qmp: QmpTransport, workspace: Workspace, vcpuCount: number, owner: RunControlOwner) {
+  constructor(qmp: QmpTransport, workspace: Workspace, vcpus: readonly number[], owner: RunControlOwner) {
     this.#qmp = qmp;
     this.#workspace = workspace;
     this.#owner = owner;
-    this.vcpus = Array.from({ length: vcpuCount }, (_, index) => new VcpuRun(index));
+    this.#setVcpus(vcpus);
     this.points = new TrapPoints(
       (vcpu) => this.stopped(vcpu, this.#gdb!),
       () => this.#lost !== undefined,
     );
-    this.others = new Others(
-      qmp,
-      () => this.#resumed(),
-      (paused) => owner.paused(paused),
-    );
+    this.others = new Others(qmp, {
+      resumed: () => this.#resumed(),
+      changed: (paused) => owner.paused(paused),
+      refuses: () => owner.refusesSnapshots(),
+    });
     qmp.onClosed((error) =>
       this.#fail(error ?? new KvmiError('E_QMP_CLOSED', 'the monitor connection was closed')),
     );
@@ -98,6 +122,41 @@ export class RunControl {
     return this.#gdb !== undefined;
   }
 
+  /** Whether the VM runs, as far as the gdbstub has told. */
+  get running(): boolean {
+    return this.#gdb?.running ?? false;
+  }
+
+  /** Which vCPUs there are. */
+  get present(): readonly number[] {
+    return this.vcpus.filter(({ absent }) => !absent).map(({ index }) => index);
+  }
+
+  /**
+   * vCPUs were plugged in or out: which there are. It is done when trap points are set on those that are new. `gdb`: where
+   * every vCPU is stopped already.
+   */
+  async setVcpus(present: readonly number[], gdb?: GdbClient): Promise<void> {
+    if (!this.#setVcpus(present) || !this.attached) return;
+    if (gdb) return this.points.setAgain(gdb);
+    await this.exclusive((stopped) => this.points.setAgain(stopped));
+  }
+
+  /** Whether there are any that were not there. */
+  #setVcpus(present: readonly number[]): boolean {
+    const before = this.present;
+    for (let index = this.vcpus.length; index <= Math.max(...present); index++)
+      this.vcpus.push(new VcpuRun(index));
+    for (const vcpu of this.vcpus) {
+      const absent = !present.includes(vcpu.index);
+      if (absent === vcpu.absent) continue;
+      vcpu.reset();
+      vcpu.absent = absent;
+      if (absent && vcpu.hold) vcpu.hold.answer ??= CONTINUE;
+    }
+    return this.present.some((index) => !before.includes(index));
+  }
+
   /** Asks for a call of the owner's `request`. Done when the vCPU is outside the guest, or nothing works any more. */
   request(vcpu: number): Awaitable<void> {
     const run = this.vcpus[vcpu]!;
@@ -108,7 +167,8 @@ export class RunControl {
 
   /** Runs `task` while every vCPU is stopped; they run on afterwards. */
   exclusive<T>(task: (gdb: GdbClient) => Promise<T>): Promise<T> {
-    if (this.#lost) return Promise.reject(this.#lost);
+    const refused = this.#lost ?? this.#forbidden;
+    if (refused) return Promise.reject(refused);
     return new Promise((resolve, reject) => {
       this.#tasks.push({
         run: async (gdb) => {
@@ -160,8 +220,25 @@ export class RunControl {
     return signal === SIGTRAP;
   }
 
-  /** Releases every vCPU and gives the stub up. Answers held calls for the handler with "continue". */
-  async end(): Promise<void> {
+  /**
+   * That the VM had gone on elsewhere before the stub was given up, and whether it ran until then or was stopped by us.
+   * Undefined: it had not.
+   */
+  get left(): 'running' | 'stopped' | undefined {
+    return this.#left;
+  }
+
+  /** Takes back what {@link end} forbade. */
+  allow(): void {
+    this.#forbidden = this.#left = undefined;
+  }
+
+  /**
+   * Releases every vCPU and gives the stub up. Answers held calls for the handler with "continue". With `forbidden` the
+   * VM is left alone afterwards, and that is the error, until {@link allow}; one that has been migrated is not resumed.
+   */
+  async end(forbidden?: Error): Promise<void> {
+    this.#forbidden ??= forbidden;
     if (!this.#gdb && !this.#loop) return;
     this.#ending = true;
     this.#start();
@@ -212,7 +289,7 @@ export class RunControl {
     await this.#owner.attaching(this.#plan, running);
     const gdb = await this.#open(this.#plan, running).catch(async (error: unknown) => {
       await this.others.end();
-      this.#owner.detached();
+      await this.#owner.detached();
       throw error;
     });
     // Connecting has stopped the VM, which is reported if it ran.
@@ -246,21 +323,45 @@ export class RunControl {
     const gdb = this.#gdb!;
     this.#reply = undefined;
     if (reply === undefined) return;
+    this.#stopped = reply;
     this.#resumedByOthers = false;
     const trapped = reply.signal === SIGTRAP;
     if (!trapped && !reply.asked) await this.others.stopped();
     await this.others.settle(gdb.stops);
     // Others may have let them run.
     for (const { hold } of this.vcpus) if (hold) hold.state = undefined;
-    const ran = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.crashed);
-    const rips = await Promise.all(ran.map(({ index }) => gdb.readRegister(index, 'rip')));
     const reported = trapped ? reply.vcpu : undefined;
+    const unknown = (vcpu: number) => this.vcpus[vcpu]?.absent ?? true;
+    if (reported !== undefined && unknown(reported)) await this.#lookAtVcpus(gdb);
+    const ran = await this.#whereRan(gdb);
     const most = ran.filter(
-      (vcpu, i) => vcpu.index !== reported && this.points.mayStop(vcpu, rips[i]!),
+      ([{ index }, rip]) => index !== reported && this.points.mayStop(this.vcpus[index]!, rip),
     ).length;
     if (most > 0) await this.others.stoppedAtOnce(most, gdb.stops);
-    if (reported !== undefined && !this.vcpus[reported]) this.#strangers.add(reported);
-    for (const [i, vcpu] of ran.entries()) await this.points.examine(vcpu, rips[i]!, reported === vcpu.index);
+    if (reported !== undefined && unknown(reported)) this.#strangers.add(reported);
+    for (const [vcpu, rip] of ran) await this.points.examine(vcpu, rip, reported === vcpu.index);
+  }
+
+  /** Where the vCPUs are that ran. */
+  async #whereRan(gdb: GdbClient): Promise<(readonly [VcpuRun, bigint])[]> {
+    const read = () =>
+      Promise.all(
+        this.vcpus
+          .filter((vcpu) => !vcpu.hold && !vcpu.gone)
+          .map(async (vcpu) => [vcpu, await gdb.readRegister(vcpu.index, 'rip')] as const),
+      );
+    try {
+      return await read();
+    } catch (error) {
+      if (!(error instanceof KvmiError && error.code === 'E_GDB_REFUSED')) throw error;
+      // One was unplugged meanwhile.
+      await this.#lookAtVcpus(gdb);
+      return read();
+    }
+  }
+
+  async #lookAtVcpus(gdb: GdbClient): Promise<void> {
+    await this.setVcpus(await this.#owner.vcpus(), gdb);
   }
 
   /** Calls the handler for what was found, and waits until the vCPUs that can run should run. */
@@ -276,7 +377,7 @@ export class RunControl {
       if (!this.vcpus.some(({ hold }) => hold)) return;
       if (this.vcpus.some(({ hold }) => hold?.answer)) continue;
       if (this.#reply) continue;
-      const someCanRun = !this.others.paused && this.vcpus.some((vcpu) => !vcpu.hold && !vcpu.crashed);
+      const someCanRun = !this.others.paused && this.vcpus.some((vcpu) => !vcpu.hold && !vcpu.gone);
       const patience = someCanRun ? deadline - Date.now() : undefined;
       if (patience !== undefined && patience <= 0) return;
       await this.#wake.wait(patience);
@@ -290,7 +391,7 @@ export class RunControl {
   /** Ends a call of the handler that is over, and begins the next one that is due. */
   async #advance(vcpu: VcpuRun): Promise<void> {
     if (vcpu.hold?.answer) await this.#release(vcpu, vcpu.hold, vcpu.hold.answer);
-    if (vcpu.hold || vcpu.crashed || this.#ending) return;
+    if (vcpu.hold || vcpu.gone || this.#ending) return;
     const next = vcpu.queue.shift();
     if (next !== undefined) {
       const encounter = 'settle' in next ? next : undefined;
@@ -311,6 +412,7 @@ export class RunControl {
     const hold: Hold = {
       encounter,
       state: vcpu.state,
+      seen: vcpu.state,
       registers: undefined,
       exception: undefined,
       answer: undefined,
@@ -326,6 +428,7 @@ export class RunControl {
 
   async #release(vcpu: VcpuRun, hold: Hold, answer: Answer): Promise<void> {
     const stopped = this.stopped(vcpu.index, this.#gdb!);
+    if (vcpu.absent || (await isElsewhere(stopped, hold))) return abandon(vcpu);
     try {
       if (hold.encounter) {
         vcpu.stepOver = (await hold.encounter.settle(stopped, answer, hold.registers)) === 'step-over';
@@ -350,22 +453,32 @@ export class RunControl {
 
   async #resume(): Promise<void> {
     const gdb = this.#gdb!;
-    const running = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.crashed);
+    const running = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.gone);
     if (running.length === 0 || gdb.running) return;
-    if (!(await this.others.mayRun(gdb.stops))) {
+    const steps = running.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
+    for (const vcpu of steps) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
+    if (!(await this.#mayRun(gdb))) {
       await this.#showPaused(gdb);
       return;
     }
-    const steps = running.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
-    for (const vcpu of steps) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
     // Others have let it run meanwhile.
     if (this.#reply) return;
     for (const vcpu of steps) vcpu.stepUnfinished = true;
     for (const vcpu of running) vcpu.state = undefined;
+    this.#stopped = undefined;
     this.others.expectResume();
     gdb.resume(this.#actions(running, steps));
     this.#resumedByOthers = false;
     void this.#lookBack(gdb);
+  }
+
+  /** Whether the VM may run; what is known of that is fresh, for a VM that has been migrated meanwhile must not be resumed. */
+  async #mayRun(gdb: GdbClient): Promise<boolean> {
+    for (let tries = 1; ; tries++) {
+      const since = performance.now();
+      const may = await this.others.mayRun(gdb.stops);
+      if (!may || tries === FRESH_TRIES || performance.now() - since < FRESH_MS) return may;
+    }
   }
 
   /**
@@ -407,7 +520,7 @@ export class RunControl {
       this.#ending ||
       this.#reply !== undefined ||
       this.#tasks.length > 0 ||
-      this.vcpus.some((vcpu) => (vcpu.hold ? vcpu.hold.answer : vcpu.requested && !vcpu.crashed))
+      this.vcpus.some((vcpu) => (vcpu.hold ? vcpu.hold.answer : vcpu.requested && !vcpu.gone))
     );
   }
 
@@ -417,8 +530,8 @@ export class RunControl {
     if (vcpu.state === undefined) {
       const states = await this.#owner.readStates(gdb);
       for (const other of this.vcpus) {
-        other.state = states[other.index];
-        if (other.hold) other.hold.state ??= states[other.index];
+        other.state = states.get(other.index);
+        if (other.hold) other.hold.seen = other.hold.state ??= other.state;
       }
     }
     return vcpu.state!;
@@ -438,17 +551,13 @@ export class RunControl {
     for (const vcpu of this.vcpus) {
       if (vcpu.hold) await this.#release(vcpu, vcpu.hold, vcpu.hold.answer ?? CONTINUE);
     }
-    const stopped = this.vcpus.map(({ index }) => this.stopped(index, gdb));
+    const stopped = this.present.map((index) => this.stopped(index, gdb));
     // Whatever fails, the vCPUs are let go.
     await this.#owner.leaving(stopped).catch(() => {});
+    await this.#lookWhetherLeft();
     await this.#finishSteps(gdb);
     await this.points.clear(gdb);
-    for (const vcpu of this.vcpus) {
-      vcpu.requested = vcpu.stepping = vcpu.stepOver = vcpu.crashed = false;
-      vcpu.rip = vcpu.state = undefined;
-      vcpu.ahead = [];
-      vcpu.queue.length = 0;
-    }
+    for (const vcpu of this.vcpus) vcpu.reset();
     const run = await this.#giveBack(gdb);
     this.#gdb = undefined;
     if (run) this.others.expectResume();
@@ -456,7 +565,7 @@ export class RunControl {
     if (run && (await this.others.stoppedBefore(() => gdb.stops))) await this.#qmp.execute('stop');
     await this.others.end();
     // A stub that is left is somebody's business: the journal stays.
-    if (await closeStub(this.#qmp, this.#plan!)) this.#owner.detached();
+    if (await closeStub(this.#qmp, this.#plan!)) await this.#owner.detached();
   }
 
   /**
@@ -465,11 +574,15 @@ export class RunControl {
    */
   async #giveBack(gdb: GdbClient): Promise<boolean> {
     await gdb.restoreModes();
-    if (await this.others.mayRun(gdb.stops)) return true;
-    await this.#showPaused(gdb);
+    if (!(await this.#mayRun(gdb))) await this.#showPaused(gdb);
     // What others did before this is answered is known then.
-    await statusOf(this.#qmp);
-    return !this.others.paused;
+    await this.#lookWhetherLeft();
+    return this.#left === undefined && !this.others.paused;
+  }
+
+  async #lookWhetherLeft(): Promise<void> {
+    if (this.#left !== undefined || !(await hasLeft(this.#qmp))) return;
+    this.#left = this.#stopped?.signal === SIGXCPU ? 'running' : 'stopped';
   }
 
   /**
@@ -477,6 +590,7 @@ export class RunControl {
    * would stop it again and again once it is to go on.
    */
   async #finishSteps(gdb: GdbClient): Promise<void> {
+    if (this.#left !== undefined) return;
     for (const vcpu of this.vcpus) {
       if (!vcpu.stepUnfinished) continue;
       await gdb.forgetStep(vcpu.index, () => this.others.expectResume());
@@ -495,6 +609,23 @@ export class RunControl {
     this.#wake.raise();
     this.#owner.lost(error);
   }
+}
+
+/** Others have reset the VM, or loaded an older state: what was asked for was not about what is there now. */
+async function isElsewhere({ gdb, index }: StoppedVcpu, { seen }: Hold): Promise<boolean> {
+  if (!seen) return false;
+  const block = new Uint8Array(STATE_SIZE);
+  seen.writeBlock(block);
+  const now = await Promise.all([gdb.readRegister(index, 'rip'), gdb.readRegister(index, 'rsp')]);
+  return now[0] !== getRegister(block, 'rip') || now[1] !== getRegister(block, 'rsp');
+}
+
+function abandon(vcpu: VcpuRun): void {
+  vcpu.hold = undefined;
+  vcpu.stepOver = false;
+  vcpu.ahead = [];
+  vcpu.queue.length = 0;
+  forget(vcpu);
 }
 
 /** The registers of a vCPU are not what was read any more. */

@@ -22,16 +22,16 @@ export class StateReader {
   failure: string | undefined;
   readonly #qmp: QmpConnection;
   readonly #workspace: Workspace;
-  readonly #vcpus: number;
+  readonly #vcpus: () => readonly number[];
   readonly #tcg: boolean;
   readonly #onStop: () => void;
   #checked = false;
 
-  /** `onStop` is told of each command that stops the VM on its way, also when it is stopped. */
+  /** `vcpus`: which there are. `onStop` is told of each command that stops the VM on its way, also when it is stopped. */
   constructor(
     qmp: QmpConnection,
     workspace: Workspace,
-    vcpus: number,
+    vcpus: () => readonly number[],
     tcg: boolean,
     onStop: () => void = () => {},
   ) {
@@ -42,7 +42,8 @@ export class StateReader {
     this.#onStop = onStop;
   }
 
-  async read(gdb: GdbClient): Promise<CpuState[]> {
+  /** By vCPU. */
+  async read(gdb: GdbClient): Promise<ReadonlyMap<number, CpuState>> {
     if (this.failure === undefined) {
       try {
         const states = await this.#readDeviceState();
@@ -53,25 +54,35 @@ export class StateReader {
         this.failure = `QEMU's device state cannot be used: ${messageOf(error)}`;
       }
     }
-    return readRegistersState(this.#qmp, gdb, this.#vcpus);
+    return readRegistersState(this.#qmp, gdb, this.#vcpus());
   }
 
   /** `live` must be false: true would prepare QEMU's disks for another process. */
-  #readDeviceState(): Promise<SavedCpu[]> {
+  #readDeviceState(): Promise<ReadonlyMap<number, SavedCpu>> {
+    const vcpus = this.#vcpus();
     return this.#workspace.receive(
       DEVICE_STATE_LIMIT,
       (filename) => {
         this.#onStop();
         return this.#qmp.execute('xen-save-devices-state', { filename, live: false });
       },
-      (bytes) => parseDeviceState(bytes, this.#vcpus).map((sections) => new SavedCpu(sections, this.#tcg)),
+      (bytes) =>
+        new Map(
+          parseDeviceState(bytes, vcpus.length).map((sections, i) => [
+            vcpus[i]!,
+            new SavedCpu(sections, this.#tcg),
+          ]),
+        ),
     );
   }
 }
 
 /** What differs between the device state and the gdbstub, as a sentence; undefined when nothing does. */
-async function difference(states: readonly SavedCpu[], gdb: GdbClient): Promise<string | undefined> {
-  for (const [vcpu, state] of states.entries()) {
+async function difference(
+  states: ReadonlyMap<number, SavedCpu>,
+  gdb: GdbClient,
+): Promise<string | undefined> {
+  for (const [vcpu, state] of states) {
     for (const [name, source] of Object.entries(CHECKED)) {
       const saved = typeof source === 'number' ? state.msr(source) : state.register(source);
       const live = await gdb.readRegister(vcpu, name);

@@ -46,6 +46,8 @@ export interface TrapPoint {
 export interface Hold {
   readonly encounter: Encounter | undefined;
   state: CpuState | undefined;
+  /** The state that was read last: what the handler wants is about that. */
+  seen: CpuState | undefined;
   /** kvm_regs to write when the call is over. */
   registers: Uint8Array | undefined;
   exception: Exception | undefined;
@@ -67,6 +69,8 @@ export class VcpuRun {
   stepUnfinished = false;
   /** It left the guest for good. */
   crashed = false;
+  /** It was unplugged, or there is a gap in the numbers of the vCPUs. */
+  absent = false;
   /** rip at the last stop, undefined when it was changed since. */
   rip: bigint | undefined;
   state: CpuState | undefined;
@@ -77,5 +81,18 @@ export class VcpuRun {
 
   constructor(index: number) {
     this.index = index;
+  }
+
+  /** It cannot run. */
+  get gone(): boolean {
+    return this.crashed || this.absent;
+  }
+
+  /** Nothing is known of it, and nothing is to be done with it. */
+  reset(): void {
+    this.requested = this.stepping = this.stepOver = this.stepUnfinished = this.crashed = false;
+    this.rip = this.state = undefined;
+    this.ahead = [];
+    this.queue.length = 0;
   }
 }

@@ -68,6 +68,11 @@ export async function statusOf(qmp: QmpConnection): Promise<string> {
   return String(recordOf(await qmp.execute('query-status'), 'the status').status);
 }
 
+/** Whether the VM goes on in another process, or is about to: it must not be let run in this one. */
+export async function hasLeft(qmp: QmpConnection): Promise<boolean> {
+  return ['finish-migrate', 'postmigrate'].includes(await statusOf(qmp));
+}
+
 /** Adds the stub if it is ours. Nothing happens to the VM until somebody connects to it. */
 export async function addStub(qmp: QmpConnection, plan: StubPlan, workspace: Workspace): Promise<void> {
   const { address } = plan;

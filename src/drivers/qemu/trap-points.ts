@@ -45,6 +45,14 @@ export class TrapPoints {
     }
   }
 
+  /** QEMU sets a breakpoint on the vCPUs that there are: others have been added. With every vCPU stopped. */
+  async setAgain(gdb: GdbClient): Promise<void> {
+    for (const gva of this.#points.keys()) {
+      await gdb.removeBreakpoint(1, gva, 1);
+      await gdb.setBreakpoint(1, gva, 1);
+    }
+  }
+
   async clear(gdb: GdbClient): Promise<void> {
     for (const gva of this.#points.keys()) await gdb.removeBreakpoint(1, gva, 1);
     this.#points.clear();

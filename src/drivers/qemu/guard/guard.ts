@@ -27,12 +27,12 @@ export class Guard {
    * somebody else did is to be undone first.
    */
   async begin(
-    state: Omit<JournalState, 'host' | 'guard' | 'patches' | 'handlers' | 'borrowed'>,
+    state: Omit<JournalState, 'host' | 'guard' | 'patches' | 'handlers' | 'borrowed' | 'nodes'>,
   ): Promise<void> {
     // What could not be undone before is undone together with what comes.
     if (this.#journal) return this.#journal.update(state);
     const guard = await this.#ready(journalPath(state.vm), state.workspace);
-    const nothing = { patches: [], handlers: [], borrowed: null };
+    const nothing = { patches: [], handlers: [], borrowed: null, nodes: [] };
     this.#journal = new Journal({ ...state, host: identify(process.pid), guard, ...nothing });
   }
 

@@ -14,6 +14,8 @@ import type { VmIdentity } from './vm-identity.ts';
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 const HEX = /^[0-9a-f]{1,16}$/;
 const REGISTER = /^[a-z0-9_]{2,8}$/;
+/** As QEMU allows them, and as only kvmi names them. */
+const NODE = /^kvmi-[a-z0-9-]{1,26}$/;
 const VCPU_LIMIT = 4096;
 const TEXT_LIMIT = 4096;
 
@@ -26,7 +28,6 @@ export function parseState(text: string): JournalState {
     monitor: monitor(fields(state.monitor)),
     host: processIdentity(fields(state.host)),
     guard: processIdentity(fields(state.guard)),
-    vcpus: whole(state.vcpus, VCPU_LIMIT),
     tcg: truth(state.tcg),
     workspace: workspace(state.workspace),
     stub: stub(fields(state.stub)),
@@ -37,6 +38,8 @@ export function parseState(text: string): JournalState {
     }),
     handlers: list(state.handlers).map((gva) => fitting(gva, HEX)),
     borrowed: orNull(state.borrowed, (value) => borrowed(fields(value))),
+    migrationEvents: truth(state.migrationEvents),
+    nodes: list(state.nodes).map((node) => fitting(node, NODE)),
   };
 }
 

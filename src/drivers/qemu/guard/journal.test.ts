@@ -14,7 +14,6 @@ const STATE: JournalState = {
   monitor: { qmp: '/run/vm.qmp' },
   host: self,
   guard: self,
-  vcpus: 2,
   tcg: true,
   workspace: new Workspace(undefined).path,
   stub: { address: { host: '127.0.0.1', port: 1234 }, own: false },
@@ -25,6 +24,8 @@ const STATE: JournalState = {
   ],
   handlers: ['ffffffff81000000'],
   borrowed: null,
+  migrationEvents: true,
+  nodes: ['kvmi-int3-in-guest-memory'],
 };
 
 describe('a journal', () => {
@@ -60,13 +61,14 @@ describe('a journal', () => {
       workspace: '/etc',
       patches: [[0x1000, 0x100]],
       handlers: ['../../etc'],
-      vcpus: 1e9,
       running: 'yes',
       monitor: { qmp: 5 },
       vm: { ...STATE.vm, uuid: "'; stop" },
       stub: { address: {}, own: true },
       host: { pid: -1, started: 0 },
       borrowed: { vcpu: 0, registers: [['rip\n', '0']] },
+      migrationEvents: 1,
+      nodes: ['drive0'],
     };
     for (const [name, value] of Object.entries(wrong)) {
       assert.equal(read(JSON.stringify({ ...STATE, [name]: value })), undefined, name);

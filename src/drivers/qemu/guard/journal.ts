@@ -28,7 +28,6 @@ export interface JournalState {
   /** Who does what is written here, and who undoes it when that one is killed. */
   readonly host: ProcessIdentity;
   readonly guard: ProcessIdentity;
-  readonly vcpus: number;
   readonly tcg: boolean;
   /** Where the workspace is, or will be. */
   readonly workspace: string;
@@ -40,6 +39,10 @@ export interface JournalState {
   /** Where a vCPU is that has just been delivered #BP, in hexadecimal. */
   readonly handlers: readonly string[];
   readonly borrowed: BorrowedVcpu | null;
+  /** The migration capability `events` was off, and is on. */
+  readonly migrationEvents: boolean;
+  /** Block nodes that were added. */
+  readonly nodes: readonly string[];
 }
 
 const NAME = /^journal-[0-9a-f]{16}$/;

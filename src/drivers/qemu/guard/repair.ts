@@ -4,12 +4,13 @@ import { KvmiError } from '../../../error.ts';
 import type { PhysicalMemory } from '../../../machine/memory.ts';
 import type { CpuState } from '../cpu-state.ts';
 import type { GdbClient } from '../gdb.ts';
+import { removeNodes, setMigrationEvents } from '../memory-copies.ts';
 import { openQmp } from '../open-qmp.ts';
 import { Patches } from '../patches.ts';
 import type { QmpTransport } from '../qmp.ts';
 import { StateReader } from '../state-reader.ts';
 import { StopCounter } from '../stop-counter.ts';
-import { addStub, chardevOf, closeStub, connectStub, type StubPlan, statusOf } from '../stub.ts';
+import { addStub, chardevOf, closeStub, connectStub, hasLeft, type StubPlan, statusOf } from '../stub.ts';
 import { Workspace } from '../workspace.ts';
 import type { BorrowedVcpu } from './borrowed-vcpu.ts';
 import { type JournalState, readJournal } from './journal.ts';
@@ -111,7 +112,7 @@ export class Repair {
       const left = await this.#within(gdb, (client) => this.#undo(client, qmp, workspace));
       this.#check();
       await closeStub(qmp, plan);
-      await new StopCounter(qmp).remove();
+      await this.#release(qmp);
       if (left || !(await this.#runsAsWanted(qmp))) return 'again';
     } finally {
       workspace.remove();
@@ -130,6 +131,15 @@ export class Repair {
     }
     if (!before.own && existing.startsWith('disconnected:')) return before;
     throw new KvmiError('E_BUSY', 'a debugger is attached to the gdbstub');
+  }
+
+  /** What is in QEMU and not in the guest. */
+  async #release(qmp: QmpTransport): Promise<void> {
+    this.#check();
+    await new StopCounter(qmp).remove();
+    await removeNodes(qmp, this.#state.nodes);
+    // Not while a migration is under way: then it stays on in a QEMU that is about to end.
+    if (this.#state.migrationEvents) await setMigrationEvents(qmp, false).catch(() => {});
   }
 
   /** The guest runs again even where the monitor is held by somebody who does not answer. */
@@ -158,40 +168,41 @@ export class Repair {
     qmp: QmpTransport | undefined,
     workspace: Workspace | undefined,
   ): Promise<boolean> {
-    const { patches: entries, handlers, borrowed, vcpus: count, tcg } = this.#state;
+    const { patches: entries, handlers, borrowed, tcg } = this.#state;
     const patches = new Patches(() => {}, entries);
-    let states: Promise<CpuState[]> | undefined;
-    const readStates = async (): Promise<CpuState[]> => {
+    let states: Promise<ReadonlyMap<number, CpuState>> | undefined;
+    const readStates = async (): Promise<ReadonlyMap<number, CpuState>> => {
       if (!qmp || !workspace) throw new Error('no monitor');
-      return new StateReader(qmp, workspace, count, tcg).read(gdb);
+      return new StateReader(qmp, workspace, () => gdb.vcpus, tcg).read(gdb);
     };
-    const vcpus = Array.from({ length: count }, (_, index) => ({
+    const vcpus = gdb.vcpus.map((index) => ({
       index,
       gdb,
       async state() {
         states ??= readStates();
-        return (await states)[index]!;
+        return (await states).get(index)!;
       },
       changed() {},
     }));
     this.#check();
-    if (borrowed) await giveBack(gdb, borrowed);
+    if (borrowed && gdb.vcpus.includes(borrowed.vcpu)) await giveBack(gdb, borrowed);
     const known = new Set(handlers.map((gva) => BigInt(`0x${gva}`)));
     const left = await patches.restore(memoryOf(gdb), vcpus, known);
+    const gone = qmp !== undefined && (await hasLeft(qmp));
     // Also in a VM that others have paused: what is left would stop it again and again once it is to go on.
     let own = 0;
     let resumes = 0;
     const unlisten = qmp?.onEvent(({ name }) => {
       if (name === 'RESUME') resumes++;
     });
-    for (const { index } of vcpus) await gdb.forgetStep(index, () => own++);
+    if (!gone) for (const { index } of vcpus) await gdb.forgetStep(index, () => own++);
     await gdb.restoreModes();
     // What others did before this is answered is known then; nothing is sent to the stub after it that would stop the VM.
     this.#check();
     if (qmp) await statusOf(qmp);
     unlisten?.();
     this.#wanted ||= this.#state.running || resumes > own;
-    await gdb.detach(this.#wanted);
+    await gdb.detach(this.#wanted && !gone);
     return left.length > 0;
   }
 
