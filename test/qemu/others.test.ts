@@ -15,6 +15,8 @@ const SYSCALL = 146;
 const FUNCTION = '__x64_sys_sched_get_priority_max';
 const CALLS = 30;
 const ROUNDS = 60;
+/** 25 ms apart: a guard takes some 150 ms to start. */
+const MOMENTS = 12;
 const PATIENCE_MS = 60_000;
 
 const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
@@ -37,14 +39,7 @@ describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => 
     await vm.run('(while true; do call; done) >/dev/null 2>&1 & true');
   });
   after(() => vm?.kill());
-  beforeEach(async () => {
-    machine = await openQemu({ qmp: vm.qmp });
-    guest = await introspect(machine);
-    closed = undefined;
-    void guest.closed.then((error) => {
-      closed = error;
-    });
-  });
+  beforeEach(hook);
   afterEach(async () => {
     await guest.detach();
     await machine.close();
@@ -53,6 +48,15 @@ describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => 
     const nodes = JSON.stringify(await vm.monitor.execute('query-named-block-nodes'));
     assert.doesNotMatch(nodes, /"node-name":"kvmi/, 'no block node is left');
   });
+
+  async function hook(): Promise<void> {
+    machine = await openQemu({ qmp: vm.qmp });
+    guest = await introspect(machine);
+    closed = undefined;
+    void guest.closed.then((error) => {
+      closed = error;
+    });
+  }
 
   /** Whether the VM comes to a stop and stays stopped: what was under way when it was told to is over then. */
   async function staysStopped(): Promise<boolean> {
@@ -104,6 +108,27 @@ describe('stop and cont by others', { skip: whyNoLinuxGuest() ?? false }, () => 
     assert.ok(await hitsAgain(probe));
     await probe.remove();
   });
+
+  for (const what of ['stop', 'cont'] as const) {
+    test(`${what} at ${MOMENTS} moments while kvmi attaches: it is in force`, async () => {
+      for (let i = 0; i < MOMENTS; i++) {
+        await guest.detach();
+        // Another one has another guard, which has to start.
+        await machine.close();
+        await hook();
+        if (what === 'cont') await vm.monitor.execute('stop');
+        const armed = guest.probes.at(address, () => {});
+        await pause(i * 25);
+        await vm.monitor.execute(what);
+        const probe = await armed;
+        if (what === 'stop') {
+          assert.ok(await staysStopped(), `${i * 25} ms: it runs on`);
+          await vm.monitor.execute('cont');
+        }
+        assert.ok(await hitsAgain(probe), `${i * 25} ms: it stands still`);
+      }
+    });
+  }
 
   test('a stop while a vCPU is held is in force after unhook', async () => {
     let hit = () => {};

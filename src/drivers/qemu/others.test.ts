@@ -15,6 +15,8 @@ class Monitor implements QmpConnection {
   running = true;
   /** Nothing is answered while it is false. */
   answers = true;
+  /** Called with each command, after its answer is known and before it is told. */
+  answering: (command: string) => void = () => {};
   /** How long an answer takes. */
   slowness = 0;
   /** The run state, when it has another name than that. */
@@ -28,7 +30,11 @@ class Monitor implements QmpConnection {
     if (!this.answers) return new Promise(() => {});
     if (this.slowness > 0) await sleep(this.slowness);
     if (command === 'query-migrate') return { copies: this.copies };
-    if (command === 'query-status') return { running: this.running, status: this.status };
+    if (command === 'query-status') {
+      const answer = { running: this.running, status: this.status };
+      this.answering(command);
+      return answer;
+    }
     if (command !== 'blockdev-add' || args.driver !== 'qcow2') return {};
     const text = TEXTS[this.stops - 1] ?? 'Image is not in qcow2 format';
     this.stops = 0;
@@ -57,8 +63,7 @@ class Monitor implements QmpConnection {
 }
 
 describe('what others want of the run state', () => {
-  async function begin() {
-    const monitor = new Monitor();
+  async function begin({ ran = true, monitor = new Monitor() } = {}) {
     const changes: boolean[] = [];
     let resumed = 0;
     const others = new Others(monitor, {
@@ -66,7 +71,7 @@ describe('what others want of the run state', () => {
       changed: (paused) => changes.push(paused),
       refuses: () => monitor.refuses,
     });
-    await others.begin(true);
+    await others.begin(ran);
     return { monitor, others, changes, resumed: () => resumed };
   }
 
@@ -158,6 +163,28 @@ describe('what others want of the run state', () => {
     monitor.running = false;
     await others.stopped();
     assert.equal(others.paused, true);
+  });
+
+  test('what others do while kvmi gets ready', async () => {
+    const stopped = new Monitor();
+    stopped.running = false;
+    const one = await begin({ monitor: stopped });
+    assert.deepEqual([one.others.paused, one.changes], [true, [true]]);
+    const two = await begin({ ran: false });
+    assert.deepEqual([two.others.paused, two.changes], [false, [false]]);
+    assert.equal(await two.others.mayRun(0), true);
+  });
+
+  test('a cont that comes together with the answer that the VM does not run', async () => {
+    const monitor = new Monitor();
+    monitor.running = false;
+    monitor.answering = (command) => {
+      if (command !== 'query-status' || monitor.running) return;
+      monitor.running = true;
+      monitor.event('RESUME');
+    };
+    const { others } = await begin({ ran: false, monitor });
+    assert.equal(others.paused, false);
   });
 
   test('a stop, and somebody’s cont while it is found out whose the stop was', async () => {

@@ -65,14 +65,21 @@ export class Others {
     return this.#paused;
   }
 
-  /** To be called before the gdbstub is attached, with whether the VM runs. */
-  async begin(running: boolean): Promise<void> {
-    await this.#counter.add();
+  /** To be called before the gdbstub is attached, with whether the VM ran when that was asked last. */
+  async begin(ran: boolean): Promise<void> {
     this.#counted = this.#known = this.#resumesDue = 0;
     this.#void = false;
-    this.#paused = !running;
-    this.#migration = await this.#lastCopy();
+    this.#paused = !ran;
     this.#active = true;
+    await this.#counter.add();
+    this.#migration = await this.#lastCopy();
+    // From here on nothing that others do is missed: what they did before shows in the run state.
+    for (let before = -1; before !== this.#conts; ) {
+      before = this.#conts;
+      const running = await isRunning(this.#qmp);
+      if (before === this.#conts) this.#set(!running);
+    }
+    await this.settle(0);
   }
 
   /** To be called when the gdbstub is given up. */

@@ -102,6 +102,7 @@ export class Repair {
     if (!(await isAt(this.#state.vm, qmp)) || !this.#exists) return this.#done('gone');
     const { vm, workspace: path, stub } = this.#state;
     const workspace = new Workspace(vm.pid ?? undefined, path);
+    const conts = new Conts(qmp);
     try {
       const plan = await this.#stub(qmp, stub, workspace);
       this.#check();
@@ -109,12 +110,13 @@ export class Repair {
       await addStub(qmp, plan, workspace);
       this.#check();
       const gdb = await connectStub(plan, qmp);
-      const left = await this.#within(gdb, (client) => this.#undo(client, qmp, workspace));
+      const left = await this.#within(gdb, (client) => this.#undo(client, { qmp, workspace, conts }));
       this.#check();
       await closeStub(qmp, plan);
       await this.#release(qmp);
       if (left || !(await this.#runsAsWanted(qmp))) return 'again';
     } finally {
+      conts.end();
       workspace.remove();
     }
     return this.#done('repaired');
@@ -149,7 +151,7 @@ export class Repair {
     if (this.#undone) return;
     const gdb = await connectStub(stub);
     if (gdb.peer !== undefined && vm.pid !== null && gdb.peer !== vm.pid) return gdb.close();
-    this.#undone = !(await this.#within(gdb, (client) => this.#undo(client, undefined, undefined)));
+    this.#undone = !(await this.#within(gdb, (client) => this.#undo(client)));
   }
 
   async #within<T>(gdb: GdbClient, work: (gdb: GdbClient) => Promise<T>): Promise<T> {
@@ -163,11 +165,7 @@ export class Repair {
   }
 
   /** With every vCPU stopped: guest code as it was, no breakpoint, no unfinished step. True when something is left. */
-  async #undo(
-    gdb: GdbClient,
-    qmp: QmpTransport | undefined,
-    workspace: Workspace | undefined,
-  ): Promise<boolean> {
+  async #undo(gdb: GdbClient, { qmp, workspace, conts }: Partial<Means> = {}): Promise<boolean> {
     const { patches: entries, handlers, borrowed, tcg } = this.#state;
     const patches = new Patches(() => {}, entries);
     let states: Promise<ReadonlyMap<number, CpuState>> | undefined;
@@ -190,18 +188,12 @@ export class Repair {
     const left = await patches.restore(memoryOf(gdb), vcpus, known);
     const gone = qmp !== undefined && (await hasLeft(qmp));
     // Also in a VM that others have paused: what is left would stop it again and again once it is to go on.
-    let own = 0;
-    let resumes = 0;
-    const unlisten = qmp?.onEvent(({ name }) => {
-      if (name === 'RESUME') resumes++;
-    });
-    if (!gone) for (const { index } of vcpus) await gdb.forgetStep(index, () => own++);
+    if (!gone) for (const { index } of vcpus) await gdb.forgetStep(index, () => conts?.expect());
     await gdb.restoreModes();
     // What others did before this is answered is known then; nothing is sent to the stub after it that would stop the VM.
     this.#check();
     if (qmp) await statusOf(qmp);
-    unlisten?.();
-    this.#wanted ||= this.#state.running || resumes > own;
+    this.#wanted ||= this.#state.running || (conts?.any ?? false);
     await gdb.detach(this.#wanted && !gone);
     return left.length > 0;
   }
@@ -215,6 +207,34 @@ export class Repair {
       await sleep(SETTLE_MS);
     }
     return true;
+  }
+}
+
+/** Where the monitor is there. */
+interface Means {
+  readonly qmp: QmpTransport;
+  readonly workspace: Workspace;
+  readonly conts: Conts;
+}
+
+/** Whether others let the VM run while it is repaired. */
+class Conts {
+  #resumes = 0;
+  readonly end: () => void;
+
+  constructor(qmp: QmpTransport) {
+    this.end = qmp.onEvent(({ name }) => {
+      if (name === 'RESUME') this.#resumes++;
+    });
+  }
+
+  /** A resume of ours comes. */
+  expect(): void {
+    this.#resumes--;
+  }
+
+  get any(): boolean {
+    return this.#resumes > 0;
   }
 }
 
