@@ -20,8 +20,7 @@ export function parseCommandLine(args: readonly string[]): SoakOptions {
   return {
     rounds: rounds === undefined ? ROUNDS : whole('--rounds', rounds),
     seed: seed === undefined ? randomInt(SEEDS) : whole('--seed', seed),
-    misfortunes:
-      only === undefined ? MISFORTUNES.filter(({ named }) => !named) : only.split(',').flatMap(named),
+    misfortunes: only === undefined ? MISFORTUNES : only.split(',').flatMap(named),
   };
 }
 

@@ -12,8 +12,6 @@ export interface Misfortune {
   readonly weight: number;
   /** Of those that happen to the VM there is one at a time. */
   readonly vm: boolean;
-  /** Only when it is asked for by name. */
-  readonly named?: true;
   readonly needs?: Need;
   happen(scene: Scene, random: Random): Promise<void>;
 }
@@ -101,7 +99,6 @@ export const MISFORTUNES: readonly Misfortune[] = [
     name: 'vm:savevm',
     weight: 2,
     vm: true,
-    named: true,
     needs: 'direct',
     async happen(scene) {
       const { monitor } = scene.subject;
@@ -119,7 +116,6 @@ export const MISFORTUNES: readonly Misfortune[] = [
     name: 'vm:migrate',
     weight: 2,
     vm: true,
-    named: true,
     needs: 'direct',
     async happen(scene) {
       const { subject } = scene;

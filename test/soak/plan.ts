@@ -40,12 +40,9 @@ export function planOf(
   );
   const others = misfortunes.filter(
     (other) =>
-      other !== first &&
-      !(other.vm && first.vm) &&
-      (other.needs !== 'tool' || host.needs === 'tool') &&
-      !other.named,
+      other !== first && !(other.vm && first.vm) && (other.needs !== 'tool' || host.needs === 'tool'),
   );
-  const second = random.share() < SECOND && !first.named && others.length > 0 ? [random.pick(others)] : [];
+  const second = random.share() < SECOND && others.length > 0 ? [random.pick(others)] : [];
   return {
     host,
     misfortunes: [first, ...second].map((misfortune, i) => ({
