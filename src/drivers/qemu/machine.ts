@@ -1,32 +1,33 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Awaitable, then } from '../../awaitable.ts';
-import { KvmiError, messageOf } from '../../error.ts';
+import { KvmiError } from '../../error.ts';
 import { attachedAlready } from '../../machine/busy.ts';
 import { type Capabilities, requireCapability, requireTrap } from '../../machine/capabilities.ts';
 import type { Machine, MachineHandler } from '../../machine/machine.ts';
-import { type BackedRegion, RegionMemory } from '../../machine/region-memory.ts';
+import type { RegionMemory } from '../../machine/region-memory.ts';
 import type { Answer, Stop, Trap } from '../../machine/stops.ts';
 import { startTimeOf } from '../../system/proc.ts';
 import { BreakpointTrap } from './breakpoint-trap.ts';
 import { qemuCapabilities } from './capabilities.ts';
 import type { CpuState } from './cpu-state.ts';
 import { CpuidReader } from './cpuid-reader.ts';
+import { type QemuFacts, readFacts, readVcpus, type VcpuFacts } from './facts.ts';
 import type { GdbClient } from './gdb.ts';
 import type { BorrowedVcpu } from './guard/borrowed-vcpu.ts';
 import { Guard } from './guard/guard.ts';
 import { type LeftBehind, repairLeftBehind } from './guard/left-behind.ts';
 import { Repair } from './guard/repair.ts';
-import { identityOfVm, uuidOf, type VmIdentity } from './guard/vm-identity.ts';
+import { identityOfVm, type VmIdentity } from './guard/vm-identity.ts';
+import { GuestRam } from './guest-ram.ts';
 import { Injection } from './injection.ts';
 import { InstructionTraps } from './instruction-traps.ts';
 import { MemoryCopies } from './memory-copies.ts';
-import { parseMemoryTree, type RamRange } from './memory-map.ts';
+import { oneByOne } from './one-by-one.ts';
 import type { QmpAddress } from './open-qmp.ts';
 import { isPatch, Patches } from './patches.ts';
 import { QemuProbes } from './probes.ts';
-import { findQemuProcess } from './process.ts';
-import { type QmpEvent, type QmpTransport, recordOf, recordsOf } from './qmp.ts';
-import { openRam, type RamSource } from './ram.ts';
+import { type QmpEvent, type QmpTransport, recordOf } from './qmp.ts';
+import type { RamSource } from './ram.ts';
 import { RunControl, type RunControlOwner } from './run-control.ts';
 import { StateReader } from './state-reader.ts';
 import { StoppedMemory } from './stopped-memory.ts';
@@ -38,31 +39,11 @@ import { Workspace } from './workspace.ts';
 /** How long this process tries to undo what it did after the gdbstub was lost. Then the guard goes on. */
 const RECOVERY_MS = 5000;
 const RECOVERY_PAUSE_MS = 100;
-/** QEMU has no machine with more vCPUs. */
-const VCPU_LIMIT = 4096;
-
-/** What is asked of QEMU once, when the machine is opened. */
-interface QemuFacts {
-  readonly name: string;
-  /** As text. */
-  readonly uuid: string;
-  readonly tcg: boolean;
-  readonly pid: number | undefined;
-  readonly vcpus: readonly VcpuFacts[];
-}
-
-interface VcpuFacts {
-  readonly index: number;
-  /** The TSC frequency in Hz, 0 when QEMU does not know it. */
-  readonly tscHz: number;
-}
-
 /** Any unmodified QEMU, attached through its monitor alone. */
 export class QemuMachine implements Machine {
   readonly name: string;
   readonly uuid: Uint8Array;
   readonly startTime: number;
-  readonly memory: RegionMemory;
   readonly vcpus: QemuVcpu[] = [];
   /** With KVM a breakpoint of the gdbstub takes a debug register, and cannot be stepped over while it is set. */
   readonly probes: QemuProbes | undefined;
@@ -73,7 +54,7 @@ export class QemuMachine implements Machine {
   readonly #patches = new Patches((patches) => this.#guard.journal?.update({ patches }));
   readonly #copies: MemoryCopies;
   readonly #workspace: Workspace;
-  readonly #ram: Map<string, RamSource>;
+  readonly #ram: GuestRam;
   readonly #control: RunControl;
   readonly #states: StateReader;
   readonly #breakpoints: BreakpointTrap;
@@ -104,9 +85,9 @@ export class QemuMachine implements Machine {
       const facts = await readFacts(qmp);
       report(await repairLeftBehind(identityOfVm(facts.uuid, facts.pid, qmp, monitor), qmp));
       workspace = new Workspace(facts.pid);
-      const ranges = parseMemoryTree(await qmp.hmp('info mtree -f'));
-      const ram = await openRam(ranges, qmp, facts.pid, workspace);
-      return new QemuMachine(facts, qmp, monitor, workspace, ram, ranges);
+      const machine = new QemuMachine(facts, qmp, monitor, workspace);
+      await machine.#ram.look();
+      return machine;
     } catch (error) {
       workspace?.remove();
       await qmp.close();
@@ -114,14 +95,7 @@ export class QemuMachine implements Machine {
     }
   }
 
-  private constructor(
-    facts: QemuFacts,
-    qmp: QmpTransport,
-    monitor: QmpAddress,
-    workspace: Workspace,
-    ram: Map<string, RamSource>,
-    ranges: readonly RamRange[],
-  ) {
+  private constructor(facts: QemuFacts, qmp: QmpTransport, monitor: QmpAddress, workspace: Workspace) {
     this.name = facts.name;
     this.uuid = Buffer.from(facts.uuid.replaceAll('-', ''), 'hex');
     this.startTime = facts.pid === undefined ? 0 : startTimeOf(facts.pid);
@@ -129,8 +103,7 @@ export class QemuMachine implements Machine {
     this.#qmp = qmp;
     this.#monitor = monitor;
     this.#workspace = workspace;
-    this.#ram = ram;
-    this.memory = new RegionMemory(ranges.map((range) => this.#region(range)));
+    this.#ram = new GuestRam(qmp, facts.pid, workspace, (...what) => this.#write(...what));
     this.#copies = new MemoryCopies(qmp, {
       snapshot: () => this.#snapshot(),
       migration: () => this.#migration(),
@@ -165,13 +138,17 @@ export class QemuMachine implements Machine {
     qmp.onEvent((event) => this.#event(event));
   }
 
+  get memory(): RegionMemory {
+    return this.#ram.memory;
+  }
+
   get capabilities(): Capabilities {
     return this.#capabilities;
   }
 
   /** How guest memory is read, one sentence a RAM block. */
   get memoryAccess(): string[] {
-    return [...this.#ram].map(([block, { description }]) => `${block}: ${description}`);
+    return this.#ram.access;
   }
 
   /** Throws E_BUSY when another handler is attached, another process holds the VM, or a debugger has its gdbstub. */
@@ -236,7 +213,7 @@ export class QemuMachine implements Machine {
   async close(): Promise<void> {
     await this.detach();
     await this.#qmp.close();
-    for (const source of this.#ram.values()) source.close();
+    this.#ram.close();
     if (!this.#guard.journal) this.#workspace.remove();
     await this.#guard.end();
     if (this.#guard.journal ?? this.#left.length > 0) throw stays(this.name, this.#left);
@@ -392,29 +369,7 @@ export class QemuMachine implements Machine {
     for (const vcpu of fresh) await this.#handler?.vcpuCreated?.(vcpu);
   }
 
-  /** Regions that have gone are not read any more, and new ones are. */
-  readonly #lookAtMemory = oneByOne(async () => {
-    const ranges = parseMemoryTree(await this.#qmp.hmp('info mtree -f'));
-    const fresh = ranges.filter(({ block }) => !this.#ram.has(block));
-    for (const [block, source] of await openRam(fresh, this.#qmp, this.#facts.pid, this.#workspace))
-      this.#ram.set(block, source);
-    this.memory.setRegions(ranges.map((range) => this.#region(range)));
-    for (const [block, source] of this.#ram) {
-      if (ranges.some((range) => range.block === block)) continue;
-      this.#ram.delete(block);
-      source.close();
-    }
-  });
-
-  #region({ gpa, size, readonly, block, offset }: RamRange): BackedRegion {
-    const source = this.#ram.get(block)!;
-    const backend = {
-      read: (at: number, into: Uint8Array) => source.read(offset + at, into),
-      write: (at: number, from: Uint8Array) => this.#write(gpa + at, from, source, offset + at),
-      nextData: (at: number) => (source.nextData ? (source.nextData(offset + at) ?? Infinity) - offset : at),
-    };
-    return { gpa, size, readonly, backend };
-  }
+  readonly #lookAtMemory = oneByOne(() => this.#ram.look());
 
   #plug(found: readonly VcpuFacts[]): QemuVcpu[] {
     const fresh = this.#addVcpus(found);
@@ -513,66 +468,4 @@ function stays(name: string, left: readonly number[]): KvmiError {
         : 'The guard goes on while the VM lives; `kvmi repair VM` tells whether something is left.',
     data: { left },
   });
-}
-
-async function readFacts(qmp: QmpTransport): Promise<QemuFacts> {
-  const [name, uuid, kvm, vcpus, pid] = await Promise.all([
-    qmp.execute('query-name'),
-    uuidOf(qmp),
-    qmp.execute('query-kvm'),
-    readVcpus(qmp),
-    findQemuProcess(qmp),
-  ]);
-  const { name: given } = recordOf(name, 'the name');
-  return {
-    name: typeof given === 'string' && given !== '' ? given : qmp.where,
-    uuid,
-    tcg: recordOf(kvm, 'the accelerator').enabled !== true,
-    pid,
-    vcpus,
-  };
-}
-
-async function readVcpus(qmp: QmpTransport): Promise<VcpuFacts[]> {
-  const list = recordsOf(await qmp.execute('query-cpus-fast'), 'the list of vCPUs');
-  const foreign = list.find(({ target }) => target !== 'x86_64');
-  if (list.length === 0 || foreign !== undefined) {
-    throw new KvmiError('E_QEMU_TARGET', `QEMU at ${qmp.where} emulates ${foreign?.target}, not x86_64`);
-  }
-  const vcpus = list.map(async (cpu) => {
-    const path = String(cpu['qom-path']);
-    return { index: vcpuIndex(cpu['cpu-index']), tscHz: await readTscFrequency(qmp, path) };
-  });
-  return (await Promise.all(vcpus)).sort((a, b) => a.index - b.index);
-}
-
-function vcpuIndex(value: unknown): number {
-  if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < VCPU_LIMIT) return value;
-  throw new KvmiError('E_QEMU_FACTS', `QEMU numbers a vCPU ${String(value)}`);
-}
-
-async function readTscFrequency(qmp: QmpTransport, path: string): Promise<number> {
-  try {
-    const hz = await qmp.execute('qom-get', { path, property: 'tsc-frequency' });
-    return typeof hz === 'number' ? hz : 0;
-  } catch (error) {
-    if (error instanceof KvmiError && error.code === 'E_QMP_COMMAND') return 0;
-    throw new KvmiError('E_QEMU_FACTS', `${path}: ${messageOf(error)}`, { cause: error });
-  }
-}
-
-/** A function that begins `work`; once more afterwards when it was called meanwhile. What fails is left undone. */
-function oneByOne(work: () => Promise<void>): () => void {
-  let under: 'nothing' | 'work' | 'again' = 'nothing';
-  const run = async (): Promise<void> => {
-    do {
-      under = 'work';
-      await work().catch(() => {});
-    } while ((under as string) === 'again');
-    under = 'nothing';
-  };
-  return () => {
-    if (under === 'nothing') void run();
-    else under = 'again';
-  };
 }

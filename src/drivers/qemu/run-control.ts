@@ -2,7 +2,7 @@ import { getRegister, STATE_SIZE } from '../../abi/state.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
 import { type Answer, CONTINUE, CRASH, type Stop } from '../../machine/stops.ts';
-import { SIGTRAP, SIGXCPU, threadId } from '../../rsp/stop-reply.ts';
+import { SIGTRAP, threadId } from '../../rsp/stop-reply.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
 import type { Stopped } from './gdb-link.ts';
@@ -11,29 +11,15 @@ import type { QmpTransport } from './qmp.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
 import { type Encounter, type Hold, type StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
-import {
-  addStub,
-  closeStub,
-  connectStub,
-  hasLeft,
-  isRunning,
-  planStub,
-  type StubPlan,
-  statusOf,
-} from './stub.ts';
+import { type Left, type StubOwner, StubSession } from './stub-session.ts';
 import { TrapPoints } from './trap-points.ts';
 import type { Workspace } from './workspace.ts';
 
 /** How long every vCPU waits for the answers of those that stopped, before the others run on without them. */
 const GRACE_MS = 5;
 
-/** A migration takes longer. */
-const FRESH_MS = 100;
-/** On a host that is slower than that the guest has to run all the same. */
-const FRESH_TRIES = 5;
-
 /** What the run control needs of the machine around it. `deliver`, `leaving` and `readStates` are called with every vCPU stopped. */
-export interface RunControlOwner {
+export interface RunControlOwner extends StubOwner {
   stop(vcpu: number, stop: Stop): Awaitable<Answer>;
   request(vcpu: number): Awaitable<'crash' | undefined>;
   /** The state of all vCPUs. */
@@ -42,12 +28,8 @@ export interface RunControlOwner {
   vcpus(): Promise<readonly number[]>;
   /** Delivers the exception that was queued during a hold; answers what the handler is told, unless it has to wait. */
   deliver(vcpu: StoppedVcpu, hold: Hold, answer: Answer): Promise<Stop | undefined>;
-  /** The gdbstub is about to be attached, when what is returned is done. `running`: whether the VM runs until then. */
-  attaching(plan: StubPlan, running: boolean): Promise<void>;
   /** Last chance to put things right before the vCPUs run alone. */
   leaving(vcpus: readonly StoppedVcpu[]): Promise<void>;
-  /** The stub was given up, and the vCPUs run alone. */
-  detached(): Awaitable<void>;
   /** Somebody else paused the VM (true) or let it run again. */
   paused(paused: boolean): void;
   /** Whether snapshots can neither be made nor loaded, because of us. */
@@ -77,8 +59,7 @@ export class RunControl {
   readonly #owner: RunControlOwner;
   readonly #tasks: Task[] = [];
   readonly #wake = new Signal();
-  #gdb: GdbClient | undefined;
-  #plan: StubPlan | undefined;
+  #session: StubSession | undefined;
   #reply: Stopped | undefined;
   /** vCPUs that came after the machine was opened and are at a trap point, which is nobody's for them. */
   readonly #strangers = new Set<number>();
@@ -88,9 +69,7 @@ export class RunControl {
   #ending = false;
   /** Why nothing is to be done to the VM any more. */
   #forbidden: Error | undefined;
-  /** The last stop, until the VM runs again. */
-  #stopped: Stopped | undefined;
-  #left: 'running' | 'stopped' | undefined;
+  #left: Left | undefined;
   #lost: Error | undefined;
 
   constructor(qmp: QmpTransport, workspace: Workspace, vcpus: readonly number[], owner: RunControlOwner) {
@@ -99,7 +78,7 @@ export class RunControl {
     this.#owner = owner;
     this.#setVcpus(vcpus);
     this.points = new TrapPoints(
-      (vcpu) => this.stopped(vcpu, this.#gdb!),
+      (vcpu) => this.stopped(vcpu, this.#session!.gdb),
       () => this.#lost !== undefined,
     );
     this.others = new Others(qmp, {
@@ -119,12 +98,12 @@ export class RunControl {
 
   /** Whether the gdbstub is attached. */
   get attached(): boolean {
-    return this.#gdb !== undefined;
+    return this.#session !== undefined;
   }
 
   /** Whether the VM runs, as far as the gdbstub has told. */
   get running(): boolean {
-    return this.#gdb?.running ?? false;
+    return this.#session?.gdb.running ?? false;
   }
 
   /** Which vCPUs there are. */
@@ -224,7 +203,7 @@ export class RunControl {
    * That the VM had gone on elsewhere before the stub was given up, and whether it ran until then or was stopped by us.
    * Undefined: it had not.
    */
-  get left(): 'running' | 'stopped' | undefined {
+  get left(): Left | undefined {
     return this.#left;
   }
 
@@ -239,7 +218,7 @@ export class RunControl {
    */
   async end(forbidden?: Error): Promise<void> {
     this.#forbidden ??= forbidden;
-    if (!this.#gdb && !this.#loop) return;
+    if (!this.#session && !this.#loop) return;
     this.#ending = true;
     this.#start();
     await this.#loop;
@@ -271,7 +250,7 @@ export class RunControl {
   /** Returns with every vCPU stopped. Once the stub was lost, undoing is the business of others, who have one of their own. */
   async #stop(): Promise<void> {
     if (this.#lost) throw this.#lost;
-    const gdb = this.#gdb;
+    const gdb = this.#session?.gdb;
     if (gdb === undefined) {
       await this.#attach();
     } else if (gdb.running || this.#resumedByOthers) {
@@ -283,47 +262,27 @@ export class RunControl {
   }
 
   async #attach(): Promise<void> {
-    await this.#qmp.claim();
-    this.#plan = await planStub(this.#qmp, this.#workspace);
-    const running = await isRunning(this.#qmp);
-    await this.#owner.attaching(this.#plan, running);
-    const gdb = await this.#open(this.#plan, running).catch(async (error: unknown) => {
-      await this.others.end();
-      await this.#owner.detached();
-      throw error;
-    });
-    // Connecting has stopped the VM, which is reported if it ran.
-    if (gdb.stops === 0) this.others.expectStop();
-    this.#gdb = gdb;
-    gdb.listen(
+    const session = await StubSession.begin(this.#qmp, this.#workspace, this.others, this.#owner);
+    this.#session = session;
+    session.gdb.listen(
       (reply) => {
         this.#reply = reply;
         this.#wake.raise();
       },
       (error) => {
-        if (this.#gdb === gdb) this.#fail(error);
+        if (this.#session === session) this.#fail(error);
       },
     );
-  }
-
-  async #open(plan: StubPlan, running: boolean): Promise<GdbClient> {
-    await this.others.begin(running);
-    await addStub(this.#qmp, plan, this.#workspace);
-    try {
-      return await connectStub(plan, this.#qmp);
-    } catch (error) {
-      await closeStub(this.#qmp, plan);
-      throw error;
-    }
   }
 
   /** Finds out what every vCPU that ran has stopped for. */
   async #collect(): Promise<void> {
     const reply = this.#reply;
-    const gdb = this.#gdb!;
+    const session = this.#session!;
+    const { gdb } = session;
     this.#reply = undefined;
     if (reply === undefined) return;
-    this.#stopped = reply;
+    session.stopped = reply;
     this.#resumedByOthers = false;
     const trapped = reply.signal === SIGTRAP;
     if (!trapped && !reply.asked) await this.others.stopped();
@@ -385,7 +344,7 @@ export class RunControl {
   }
 
   async #runTasks(): Promise<void> {
-    for (let task = this.#tasks.shift(); task; task = this.#tasks.shift()) await task.run(this.#gdb!);
+    for (let task = this.#tasks.shift(); task; task = this.#tasks.shift()) await task.run(this.#session!.gdb);
   }
 
   /** Ends a call of the handler that is over, and begins the next one that is due. */
@@ -427,7 +386,7 @@ export class RunControl {
   }
 
   async #release(vcpu: VcpuRun, hold: Hold, answer: Answer): Promise<void> {
-    const stopped = this.stopped(vcpu.index, this.#gdb!);
+    const stopped = this.stopped(vcpu.index, this.#session!.gdb);
     if (vcpu.absent || (await isElsewhere(stopped, hold))) return abandon(vcpu);
     try {
       if (hold.encounter) {
@@ -452,51 +411,29 @@ export class RunControl {
   }
 
   async #resume(): Promise<void> {
-    const gdb = this.#gdb!;
+    const session = this.#session!;
+    const { gdb } = session;
     const running = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.gone);
     if (running.length === 0 || gdb.running) return;
     const steps = running.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
     for (const vcpu of steps) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
-    if (!(await this.#mayRun(gdb))) {
-      await this.#showPaused(gdb);
-      return;
-    }
+    if (!(await session.mayRun())) return session.showPaused(this.vcpus[this.present[0]!]!);
     // Others have let it run meanwhile.
     if (this.#reply) return;
     for (const vcpu of steps) vcpu.stepUnfinished = true;
     for (const vcpu of running) vcpu.state = undefined;
-    this.#stopped = undefined;
+    session.stopped = undefined;
     this.others.expectResume();
     gdb.resume(this.#actions(running, steps));
     this.#resumedByOthers = false;
     void this.#lookBack(gdb);
   }
 
-  /** Whether the VM may run; what is known of that is fresh, for a VM that has been migrated meanwhile must not be resumed. */
-  async #mayRun(gdb: GdbClient): Promise<boolean> {
-    for (let tries = 1; ; tries++) {
-      const since = performance.now();
-      const may = await this.others.mayRun(gdb.stops);
-      if (!may || tries === FRESH_TRIES || performance.now() - since < FRESH_MS) return may;
-    }
-  }
-
-  /**
-   * A VM that others have stopped is to look so. QEMU calls one `debug` that the gdbstub stopped before, and what is saved
-   * of it then cannot be loaded: the destination aborts.
-   */
-  async #showPaused(gdb: GdbClient): Promise<void> {
-    if ((await statusOf(this.#qmp)) !== 'debug') return;
-    await gdb.forgetStep(0, () => this.others.expectResume());
-    this.vcpus[0]!.stepUnfinished = false;
-    this.vcpus[0]!.state = undefined;
-  }
-
   /** `s` for those that step and `c` for the others; with nobody held, for vCPUs that are not known here, too. */
   #actions(running: readonly VcpuRun[], steps: readonly VcpuRun[]): string {
     const stepping = [...steps.map(({ index }) => index), ...this.#strangers];
     this.#strangers.clear();
-    const all = running.length === this.vcpus.length;
+    const all = !this.vcpus.some(({ hold, crashed }) => hold ?? crashed);
     if (stepping.length === 0 && all) return 'c';
     const rest = running.filter((vcpu) => !steps.includes(vcpu)).map(({ index }) => `;c:${threadId(index)}`);
     return `vCont${stepping.map((vcpu) => `;s:${threadId(vcpu)}`).join('')}${all ? ';c' : rest.join('')}`;
@@ -505,7 +442,7 @@ export class RunControl {
   /** Others may have stopped the VM just before it was let run: then it is stopped again. */
   async #lookBack(gdb: GdbClient): Promise<void> {
     const stop = await this.others.stoppedBefore(() => gdb.stops).catch(() => false);
-    if (stop && this.#gdb === gdb) this.exclusive(async () => {}).catch(() => {});
+    if (stop && this.#session?.gdb === gdb) this.exclusive(async () => {}).catch(() => {});
   }
 
   /** Waits until there is something to do with the guest stopped. */
@@ -539,71 +476,35 @@ export class RunControl {
 
   /** Somebody else lets the VM run, and with it vCPUs that are held or stepped. */
   #resumed(): void {
-    if (!this.#gdb || this.#gdb.running) return;
+    if (this.#session?.gdb.running !== false) return;
     this.#resumedByOthers = true;
     const alone = this.vcpus.some(({ hold, stepping }) => hold ?? stepping);
     if (alone) this.exclusive(async () => {}).catch(() => {});
   }
 
   async #leave(): Promise<void> {
-    const gdb = this.#gdb;
-    if (gdb === undefined) return;
+    const session = this.#session;
+    if (session === undefined) return;
+    const { gdb } = session;
     for (const vcpu of this.vcpus) {
       if (vcpu.hold) await this.#release(vcpu, vcpu.hold, vcpu.hold.answer ?? CONTINUE);
     }
     const stopped = this.present.map((index) => this.stopped(index, gdb));
     // Whatever fails, the vCPUs are let go.
     await this.#owner.leaving(stopped).catch(() => {});
-    await this.#lookWhetherLeft();
-    await this.#finishSteps(gdb);
+    if ((await session.hasLeft()) === undefined) await session.finishSteps(this.vcpus);
     await this.points.clear(gdb);
     for (const vcpu of this.vcpus) vcpu.reset();
-    const run = await this.#giveBack(gdb);
-    this.#gdb = undefined;
-    if (run) this.others.expectResume();
-    await gdb.detach(run);
-    if (run && (await this.others.stoppedBefore(() => gdb.stops))) await this.#qmp.execute('stop');
-    await this.others.end();
-    // A stub that is left is somebody's business: the journal stays.
-    if (await closeStub(this.#qmp, this.#plan!)) await this.#owner.detached();
-  }
-
-  /**
-   * Whether the VM is to be let run. When that is known nothing more is sent to the stub: others may have let it run, and
-   * that would stop it.
-   */
-  async #giveBack(gdb: GdbClient): Promise<boolean> {
-    await gdb.restoreModes();
-    if (!(await this.#mayRun(gdb))) await this.#showPaused(gdb);
-    // What others did before this is answered is known then.
-    await this.#lookWhetherLeft();
-    return this.#left === undefined && !this.others.paused;
-  }
-
-  async #lookWhetherLeft(): Promise<void> {
-    if (this.#left !== undefined || !(await hasLeft(this.#qmp))) return;
-    this.#left = this.#stopped?.signal === SIGXCPU ? 'running' : 'stopped';
-  }
-
-  /**
-   * Lets QEMU forget the steps that it was told to do and did not report, also in a VM that others have paused: they
-   * would stop it again and again once it is to go on.
-   */
-  async #finishSteps(gdb: GdbClient): Promise<void> {
-    if (this.#left !== undefined) return;
-    for (const vcpu of this.vcpus) {
-      if (!vcpu.stepUnfinished) continue;
-      await gdb.forgetStep(vcpu.index, () => this.others.expectResume());
-      vcpu.stepUnfinished = false;
-    }
+    this.#session = undefined;
+    this.#left = await session.end(this.vcpus[this.present[0]!]!);
     this.#reply = undefined;
   }
 
   #fail(error: Error): void {
     if (this.#lost) return;
     this.#lost = error;
-    this.#gdb?.close();
-    this.#gdb = undefined;
+    this.#session?.gdb.close();
+    this.#session = undefined;
     for (const task of this.#tasks.splice(0)) task.fail(error);
     for (const vcpu of this.vcpus) vcpu.hold = undefined;
     this.#wake.raise();
