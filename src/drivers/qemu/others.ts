@@ -5,8 +5,10 @@ import { hasLeft, isRunning, statusOf } from './stub.ts';
 
 /** How long a resume waits for what others want: a monitor that is not answered must not hold the guest. */
 const LOOK_MS = 1000;
-/** How long after a stop QEMU may take to begin with a snapshot. */
-const COPY_MS = 50;
+/** How much later than an answer an event may come that was sent before it: libvirt passes the two on apart. */
+const EVENT_MS = 50;
+/** A migration that ends so did not stop the VM, or let it run again. */
+const COPIED_NOT = new Set(['failed', 'cancelled']);
 /** When a `stop` is seen later than this after a resume, a `cont` may have come since, which does nothing to a VM that runs. */
 const LATE_MS = 250;
 
@@ -42,8 +44,8 @@ export class Others {
   /** How often others have let the VM run. */
   #conts = 0;
   #active = false;
-  /** What QEMU said of its last snapshot or migration. */
-  #migration = '';
+  /** Snapshots and migrations that were begun, each of which stops the VM once. */
+  #copies = 0;
   /** A look that was not answered yet. */
   #look: Promise<void> | undefined;
 
@@ -51,9 +53,10 @@ export class Others {
     this.#qmp = qmp;
     this.#counter = new StopCounter(qmp);
     this.#owner = owner;
-    qmp.onEvent(({ name }) => {
+    qmp.onEvent(({ name, data }) => {
       if (!this.#active) return;
       if (name === EVENTS_MISSED) void this.#missed();
+      if (name === 'MIGRATION') this.#copy(String(data.status));
       if (name !== 'RESUME') return;
       if (this.#resumesDue > 0) this.#resumesDue--;
       else this.#letRun();
@@ -67,12 +70,11 @@ export class Others {
 
   /** To be called before the gdbstub is attached, with whether the VM ran when that was asked last. */
   async begin(ran: boolean): Promise<void> {
-    this.#counted = this.#known = this.#resumesDue = 0;
+    this.#counted = this.#known = this.#resumesDue = this.#copies = 0;
     this.#void = false;
     this.#paused = !ran;
     this.#active = true;
     await this.#counter.add();
-    this.#migration = await this.#lastCopy();
     // From here on nothing that others do is missed: what they did before shows in the run state.
     for (let before = -1; before !== this.#conts; ) {
       before = this.#conts;
@@ -100,18 +102,24 @@ export class Others {
 
   /** The gdbstub says that somebody else stopped the VM. What is in force is what they asked last. */
   async stopped(): Promise<void> {
-    const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
+    const running = await this.#inTime(isRunning);
     if (running) return;
     this.#resumesDue = 0;
     this.#set(true);
   }
 
+  /** Counts the stops until now. False when QEMU does not answer in time. */
+  look(): Promise<boolean> {
+    return this.#count();
+  }
+
   /**
    * Several vCPUs may have come to a breakpoint at once: QEMU stops the VM for each of them, and reports one. `most` is
-   * how many stops this may have been beyond those that the gdbstub `reported`. To be called right after the stop.
+   * how many stops this may have been beyond those that the gdbstub `reported`; `looked` is what {@link look} answered, which
+   * was called right after the stop.
    */
-  async stoppedAtOnce(most: number, reported: number): Promise<void> {
-    if (await this.#count()) this.#known += Math.min(most, Math.max(0, this.#excess(reported)));
+  stoppedAtOnce(looked: boolean, most: number, reported: number): void {
+    if (looked) this.#known += Math.min(most, Math.max(0, this.#excess(reported)));
     // They cannot be told from others' any more. A stop that is lost harms less than a guest that nobody lets run.
     else this.#void = true;
   }
@@ -125,7 +133,7 @@ export class Others {
   async mayRun(reported: number): Promise<boolean> {
     if (this.#paused) return false;
     if (!(await this.#count())) return !this.#paused;
-    if (this.#takeExcess(reported)) await this.#wanted();
+    await this.#consider(this.#takeExcess(reported));
     return !this.#paused;
   }
 
@@ -137,54 +145,68 @@ export class Others {
     const before = reported();
     const since = performance.now();
     const counted = this.#count();
-    const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
-    if (!(await counted) || !running || reported() !== before || !this.#takeExcess(before)) return false;
+    const running = await this.#inTime(isRunning);
+    if (!(await counted) || !running || reported() !== before) return false;
+    const excess = this.#takeExcess(before);
     if (performance.now() - since > LATE_MS) return false;
-    await this.#wanted();
+    await this.#consider(excess);
     return this.#paused;
   }
 
-  /** Others want the VM stopped, if it was them or it runs elsewhere now, and they do not let it run while that is found out. */
-  async #wanted(): Promise<void> {
+  /**
+   * The VM was stopped so many times, and not by us: others want it stopped, unless QEMU did that on its way to something
+   * else, or they let it run while that is found out.
+   */
+  async #consider(stops: number): Promise<void> {
+    if (stops === 0) return;
     const before = this.#conts;
-    const meant = !(await this.#excused()) || (await inTime(hasLeft(this.#qmp)).catch(() => undefined));
+    if (this.#copies < stops) await sleep(EVENT_MS);
+    const copies = Math.min(stops, this.#copies);
+    this.#copies -= copies;
+    const meant = stops > copies ? !(await this.#isRefusal()) : await this.#inTime(hasLeft);
     if (meant && this.#conts === before) this.#set(true);
   }
 
-  /** Whether QEMU has stopped the VM on its way to something else than what others asked for. */
-  async #excused(): Promise<boolean> {
-    if (await this.#copied()) return true;
-    if (!this.#owner.refuses()) return false;
-    // It stays stopped when a snapshot cannot be loaded.
-    return (await inTime(statusOf(this.#qmp)).catch(() => undefined)) === 'restore-vm';
+  /** Whether the VM is stopped because a snapshot could not be loaded, and that because of us. */
+  async #isRefusal(): Promise<boolean> {
+    return this.#owner.refuses() && (await this.#inTime(statusOf)) === 'restore-vm';
   }
 
-  /** Whether a snapshot was made, or a migration, since this was asked last: they stop the VM on their way. */
-  async #copied(): Promise<boolean> {
-    const before = this.#migration;
-    // A snapshot stops the VM before QEMU says anything of it, and then answers nothing until it is made.
-    await sleep(COPY_MS);
-    this.#migration = await this.#lastCopy();
-    return this.#migration !== before;
+  async #inTime<T>(ask: (qmp: QmpConnection) => Promise<T>): Promise<T | undefined> {
+    return inTime(ask(this.#qmp)).catch(() => undefined);
   }
 
-  async #lastCopy(): Promise<string> {
-    const copy = await inTime(this.#qmp.execute('query-migrate')).catch(() => undefined);
-    return JSON.stringify(copy ?? null);
+  #copy(status: string): void {
+    if (status === 'setup') this.#copies++;
+    else if (COPIED_NOT.has(status)) this.#copies = Math.max(0, this.#copies - 1);
+  }
+
+  /**
+   * The guest has come to a breakpoint: it has run. Where it was to stand still others have let it, and their RESUME event
+   * was missed, or is still to come.
+   */
+  ran(): void {
+    if (this.#paused) this.#goesOn();
   }
 
   #letRun(): void {
+    this.#goesOn();
+    this.#owner.resumed();
+  }
+
+  /** What was done before that is over. */
+  #goesOn(): void {
     this.#conts++;
+    this.#copies = 0;
     this.#void = true;
     this.#set(false);
-    this.#owner.resumed();
   }
 
   /** RESUME events that are due may never come, and the one by which others let the VM run may have been missed. */
   async #missed(): Promise<void> {
     this.#resumesDue = 0;
     if (!this.#paused) return;
-    const running = await inTime(isRunning(this.#qmp)).catch(() => undefined);
+    const running = await this.#inTime(isRunning);
     if (running && this.#paused) this.#letRun();
   }
 
@@ -192,11 +214,11 @@ export class Others {
     return this.#counted - this.#known - reported;
   }
 
-  /** Whether others have stopped the VM since the last look. */
-  #takeExcess(reported: number): boolean {
-    const excess = this.#excess(reported);
-    const meant = excess > 0 && !this.#void;
-    this.#known += Math.max(0, excess);
+  /** How often others have stopped the VM since the last look. */
+  #takeExcess(reported: number): number {
+    const excess = Math.max(0, this.#excess(reported));
+    const meant = this.#void ? 0 : excess;
+    this.#known += excess;
     this.#void = false;
     return meant;
   }

@@ -285,18 +285,24 @@ export class RunControl {
     session.stopped = reply;
     this.#resumedByOthers = false;
     const trapped = reply.signal === SIGTRAP;
-    if (!trapped && !reply.asked) await this.others.stopped();
+    if (trapped) this.others.ran();
+    else if (!reply.asked) await this.others.stopped();
     await this.others.settle(gdb.stops);
     // Others may have let them run.
     for (const { hold } of this.vcpus) if (hold) hold.state = undefined;
     const reported = trapped ? reply.vcpu : undefined;
+    const maySeveral = this.vcpus.some(
+      (vcpu) => vcpu.runs && vcpu.index !== reported && this.points.mayStop(vcpu),
+    );
+    // At once: what is counted from now on is others'.
+    const look = maySeveral ? this.others.look() : undefined;
     const unknown = (vcpu: number) => this.vcpus[vcpu]?.absent ?? true;
     if (reported !== undefined && unknown(reported)) await this.#lookAtVcpus(gdb);
     const ran = await this.#whereRan(gdb);
     const most = ran.filter(
       ([{ index }, rip]) => index !== reported && this.points.mayStop(this.vcpus[index]!, rip),
     ).length;
-    if (most > 0) await this.others.stoppedAtOnce(most, gdb.stops);
+    if (look && most > 0) this.others.stoppedAtOnce(await look, most, gdb.stops);
     if (reported !== undefined && unknown(reported)) this.#strangers.add(reported);
     for (const [vcpu, rip] of ran) await this.points.examine(vcpu, rip, reported === vcpu.index);
   }
@@ -306,7 +312,7 @@ export class RunControl {
     const read = () =>
       Promise.all(
         this.vcpus
-          .filter((vcpu) => !vcpu.hold && !vcpu.gone)
+          .filter(({ runs }) => runs)
           .map(async (vcpu) => [vcpu, await gdb.readRegister(vcpu.index, 'rip')] as const),
       );
     try {
@@ -336,7 +342,7 @@ export class RunControl {
       if (!this.vcpus.some(({ hold }) => hold)) return;
       if (this.vcpus.some(({ hold }) => hold?.answer)) continue;
       if (this.#reply) continue;
-      const someCanRun = !this.others.paused && this.vcpus.some((vcpu) => !vcpu.hold && !vcpu.gone);
+      const someCanRun = !this.others.paused && this.vcpus.some(({ runs }) => runs);
       const patience = someCanRun ? deadline - Date.now() : undefined;
       if (patience !== undefined && patience <= 0) return;
       await this.#wake.wait(patience);
@@ -413,11 +419,16 @@ export class RunControl {
   async #resume(): Promise<void> {
     const session = this.#session!;
     const { gdb } = session;
-    const running = this.vcpus.filter((vcpu) => !vcpu.hold && !vcpu.gone);
+    const running = this.vcpus.filter(({ runs }) => runs);
     if (running.length === 0 || gdb.running) return;
     const steps = running.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
     for (const vcpu of steps) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
-    if (!(await session.mayRun())) return session.showPaused(this.vcpus[this.present[0]!]!);
+    if (!(await session.mayRun())) {
+      await session.showPaused(this.vcpus[this.present[0]!]!);
+      // What was done for that is no stop of the guest's, as long as others have not let it run.
+      if (this.others.paused) this.#reply = undefined;
+      return;
+    }
     // Others have let it run meanwhile.
     if (this.#reply) return;
     for (const vcpu of steps) vcpu.stepUnfinished = true;

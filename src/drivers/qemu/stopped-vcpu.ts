@@ -88,6 +88,11 @@ export class VcpuRun {
     return this.crashed || this.absent;
   }
 
+  /** It runs whenever the VM does. */
+  get runs(): boolean {
+    return !this.hold && !this.gone;
+  }
+
   /** Nothing is known of it, and nothing is to be done with it. */
   reset(): void {
     this.requested = this.stepping = this.stepOver = this.stepUnfinished = this.crashed = false;

@@ -58,9 +58,12 @@ export class TrapPoints {
     this.#points.clear();
   }
 
-  /** Whether a vCPU that is now at `rip` may have had QEMU stop the VM. A step need not lead to another instruction. */
-  mayStop(vcpu: VcpuRun, rip: bigint): boolean {
-    return vcpu.stepUnfinished || this.#points.has(rip);
+  /**
+   * Whether a vCPU that ran, and is now at `rip` if that is known, may have had QEMU stop the VM. A step need not lead to
+   * another instruction.
+   */
+  mayStop(vcpu: VcpuRun, rip?: bigint): boolean {
+    return vcpu.stepUnfinished || (rip === undefined ? this.#points.size > 0 : this.#points.has(rip));
   }
 
   /** Finds out what a vCPU that ran and is now at `rip` has stopped for. `reported`: QEMU says that it was this vCPU. */
