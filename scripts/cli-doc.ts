@@ -87,8 +87,9 @@ Before or after the name of the command.
 
 ${optionTable(COMMON_OPTIONS)}
 
-Colours are used on a terminal only; \`NO_COLOR\` turns them off. Ctrl-C and SIGTERM unhook the VM before the command
-ends; a second one ends it at once.
+Colours are used on a terminal only; \`NO_COLOR\` turns them off. Ctrl-C, SIGTERM and SIGHUP unhook the VM before the
+command ends. A second one says what is still being undone, or ends the command when nothing is; a third one ends it in
+any case, and leaves the rest to the guard.
 
 ## Exit codes
 

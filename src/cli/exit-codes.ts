@@ -13,7 +13,7 @@ export const EXIT = {
   alert: { code: 10, meaning: 'an alert: something is not as it should be' },
   timeout: { code: 124, meaning: 'a time-out, --timeout included' },
   interrupted: { code: 130, meaning: 'Ctrl-C, after a clean unhook' },
-  terminated: { code: 143, meaning: 'SIGTERM, after a clean unhook' },
+  terminated: { code: 143, meaning: 'SIGTERM or SIGHUP, after a clean unhook' },
 } as const;
 
 export type ExitName = keyof typeof EXIT;

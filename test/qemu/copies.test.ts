@@ -124,6 +124,26 @@ describe('others copy the memory of a hooked VM', { skip: whyNoLinuxGuest() ?? f
     assert.equal(await status(), 'running');
   });
 
+  for (const order of [
+    ['stop', 'savevm'],
+    ['savevm', 'stop'],
+    ['savevm', 'savevm'],
+  ]) {
+    test(`${order.join(' and ')} while a vCPU is held: what others want is in force`, async () => {
+      await hook();
+      const release = await held();
+      for (const what of order) {
+        if (what === 'stop') await vm.monitor.execute('stop');
+        else assert.equal(await vm.monitor.hmp('savevm again'), '');
+      }
+      const released = release();
+      await guest.detach();
+      assert.equal(await status(), order.includes('stop') ? 'paused' : 'running');
+      if (order.includes('stop')) await vm.monitor.execute('cont');
+      await released;
+    });
+  }
+
   test('snapshot-save and snapshot-load while probes are set: they stay', async () => {
     await hook();
     const probe = await guest.probes.at(address, () => {});

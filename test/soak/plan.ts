@@ -40,7 +40,10 @@ export function planOf(
   );
   const others = misfortunes.filter(
     (other) =>
-      other !== first && !(other.vm && first.vm) && (other.needs !== 'tool' || host.needs === 'tool'),
+      other !== first &&
+      !(other.vm && first.vm) &&
+      !spoils(first, other) &&
+      (other.needs !== 'tool' || host.needs === 'tool'),
   );
   const second = random.share() < SECOND && others.length > 0 ? [random.pick(others)] : [];
   return {
@@ -52,6 +55,11 @@ export function planOf(
     })),
     after: random.time(LATEST_MS),
   };
+}
+
+/** Until somebody repairs it, what is migrated has in it what the killed ones left. */
+function spoils(...both: readonly Misfortune[]): boolean {
+  return ['both:KILL', 'vm:migrate'].every((wanted) => both.some(({ name }) => name === wanted));
 }
 
 export function describePlan({ host, misfortunes }: Plan): string {

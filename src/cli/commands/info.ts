@@ -64,7 +64,9 @@ function* dialectRows(): Generator<Row> {
 export const info = command({
   name: 'info',
   summary: 'show a VM: memory map, what can be done with it, and why the rest cannot',
-  description: ['Nothing is hooked or changed: the VM does not notice.'],
+  description: [
+    'Nothing is hooked or changed: the VM does not notice. What a kvmi that was killed has left in it is undone first.',
+  ],
   arguments: [OPTIONAL_VM],
   options: {},
   examples: [

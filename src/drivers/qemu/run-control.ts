@@ -10,6 +10,7 @@ import { Others } from './others.ts';
 import type { QmpTransport } from './qmp.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
+import { StepTurns } from './step-turns.ts';
 import { type Encounter, type Hold, type StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
 import { type Left, type StubOwner, StubSession } from './stub-session.ts';
 import { TrapPoints } from './trap-points.ts';
@@ -59,6 +60,7 @@ export class RunControl {
   readonly #owner: RunControlOwner;
   readonly #tasks: Task[] = [];
   readonly #wake = new Signal();
+  readonly #turns = new StepTurns();
   #session: StubSession | undefined;
   #reply: Stopped | undefined;
   /** vCPUs that came after the machine was opened and are at a trap point, which is nobody's for them. */
@@ -283,6 +285,7 @@ export class RunControl {
     this.#reply = undefined;
     if (reply === undefined) return;
     session.stopped = reply;
+    this.#turns.end();
     this.#resumedByOthers = false;
     const trapped = reply.signal === SIGTRAP;
     if (trapped) this.others.ran();
@@ -292,7 +295,7 @@ export class RunControl {
     for (const { hold } of this.vcpus) if (hold) hold.state = undefined;
     const reported = trapped ? reply.vcpu : undefined;
     const maySeveral = this.vcpus.some(
-      (vcpu) => vcpu.runs && vcpu.index !== reported && this.points.mayStop(vcpu),
+      (vcpu) => vcpu.ran && vcpu.index !== reported && this.points.mayStop(vcpu),
     );
     // At once: what is counted from now on is others'.
     const look = maySeveral ? this.others.look() : undefined;
@@ -312,7 +315,7 @@ export class RunControl {
     const read = () =>
       Promise.all(
         this.vcpus
-          .filter(({ runs }) => runs)
+          .filter(({ ran }) => ran)
           .map(async (vcpu) => [vcpu, await gdb.readRegister(vcpu.index, 'rip')] as const),
       );
     try {
@@ -342,7 +345,7 @@ export class RunControl {
       if (!this.vcpus.some(({ hold }) => hold)) return;
       if (this.vcpus.some(({ hold }) => hold?.answer)) continue;
       if (this.#reply) continue;
-      const someCanRun = !this.others.paused && this.vcpus.some(({ runs }) => runs);
+      const someCanRun = !this.others.paused && this.vcpus.some(({ mayRun }) => mayRun);
       const patience = someCanRun ? deadline - Date.now() : undefined;
       if (patience !== undefined && patience <= 0) return;
       await this.#wake.wait(patience);
@@ -419,9 +422,9 @@ export class RunControl {
   async #resume(): Promise<void> {
     const session = this.#session!;
     const { gdb } = session;
-    const running = this.vcpus.filter(({ runs }) => runs);
-    if (running.length === 0 || gdb.running) return;
-    const steps = running.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
+    const willing = this.vcpus.filter(({ mayRun }) => mayRun);
+    if (willing.length === 0 || gdb.running) return;
+    const steps = willing.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
     for (const vcpu of steps) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
     if (!(await session.mayRun())) {
       await session.showPaused(this.vcpus[this.present[0]!]!);
@@ -431,12 +434,16 @@ export class RunControl {
     }
     // Others have let it run meanwhile.
     if (this.#reply) return;
-    for (const vcpu of steps) vcpu.stepUnfinished = true;
+    const turn = this.#turns.next(steps);
+    for (const vcpu of turn) vcpu.stepUnfinished = true;
+    for (const vcpu of willing) vcpu.sitsOut = steps.includes(vcpu) && !turn.includes(vcpu);
+    const running = willing.filter(({ sitsOut }) => !sitsOut);
     for (const vcpu of running) vcpu.state = undefined;
     session.stopped = undefined;
     this.others.expectResume();
-    gdb.resume(this.#actions(running, steps));
+    gdb.resume(this.#actions(running, turn));
     this.#resumedByOthers = false;
+    if (turn.length < steps.length) this.#turns.begin(turn, () => this.#stopAgain(gdb));
     void this.#lookBack(gdb);
   }
 
@@ -444,7 +451,7 @@ export class RunControl {
   #actions(running: readonly VcpuRun[], steps: readonly VcpuRun[]): string {
     const stepping = [...steps.map(({ index }) => index), ...this.#strangers];
     this.#strangers.clear();
-    const all = !this.vcpus.some(({ hold, crashed }) => hold ?? crashed);
+    const all = !this.vcpus.some(({ hold, crashed, sitsOut }) => hold ?? (crashed || sitsOut));
     if (stepping.length === 0 && all) return 'c';
     const rest = running.filter((vcpu) => !steps.includes(vcpu)).map(({ index }) => `;c:${threadId(index)}`);
     return `vCont${stepping.map((vcpu) => `;s:${threadId(vcpu)}`).join('')}${all ? ';c' : rest.join('')}`;
@@ -453,7 +460,12 @@ export class RunControl {
   /** Others may have stopped the VM just before it was let run: then it is stopped again. */
   async #lookBack(gdb: GdbClient): Promise<void> {
     const stop = await this.others.stoppedBefore(() => gdb.stops).catch(() => false);
-    if (stop && this.#session?.gdb === gdb) this.exclusive(async () => {}).catch(() => {});
+    if (stop) this.#stopAgain(gdb);
+  }
+
+  /** Stops the VM for no other reason than to look what is to be done. */
+  #stopAgain(gdb: GdbClient): void {
+    if (this.#session?.gdb === gdb) this.exclusive(async () => {}).catch(() => {});
   }
 
   /** Waits until there is something to do with the guest stopped. */
@@ -514,6 +526,7 @@ export class RunControl {
   #fail(error: Error): void {
     if (this.#lost) return;
     this.#lost = error;
+    this.#turns.end();
     this.#session?.gdb.close();
     this.#session = undefined;
     for (const task of this.#tasks.splice(0)) task.fail(error);

@@ -67,6 +67,10 @@ export class VcpuRun {
   stepOver = false;
   /** QEMU was told to step this vCPU and has not reported it: it would stop the VM even after detaching. */
   stepUnfinished = false;
+  /** It was to step and did not for a while: it waits for an interrupt. */
+  waits = false;
+  /** It does not run while it is another one's turn to step. */
+  sitsOut = false;
   /** It left the guest for good. */
   crashed = false;
   /** It was unplugged, or there is a gap in the numbers of the vCPUs. */
@@ -88,14 +92,20 @@ export class VcpuRun {
     return this.crashed || this.absent;
   }
 
-  /** It runs whenever the VM does. */
-  get runs(): boolean {
+  /** It may run when the VM does. */
+  get mayRun(): boolean {
     return !this.hold && !this.gone;
+  }
+
+  /** It has run since the VM was let run last. */
+  get ran(): boolean {
+    return this.mayRun && !this.sitsOut;
   }
 
   /** Nothing is known of it, and nothing is to be done with it. */
   reset(): void {
     this.requested = this.stepping = this.stepOver = this.stepUnfinished = this.crashed = false;
+    this.waits = this.sitsOut = false;
     this.rip = this.state = undefined;
     this.ahead = [];
     this.queue.length = 0;

@@ -63,7 +63,8 @@ export class TrapPoints {
    * another instruction.
    */
   mayStop(vcpu: VcpuRun, rip?: bigint): boolean {
-    return vcpu.stepUnfinished || (rip === undefined ? this.#points.size > 0 : this.#points.has(rip));
+    if (rip === undefined) return vcpu.stepUnfinished || this.#points.size > 0;
+    return (vcpu.stepUnfinished && !(vcpu.waits && vcpu.rip === rip)) || this.#points.has(rip);
   }
 
   /** Finds out what a vCPU that ran and is now at `rip` has stopped for. `reported`: QEMU says that it was this vCPU. */
@@ -74,7 +75,7 @@ export class TrapPoints {
     vcpu.state = undefined;
     if (reported) vcpu.stepUnfinished = false;
     // A step may end before its instruction (a start-up IPI); none of those at trap points leads back to itself.
-    if (moved) vcpu.stepOver = false;
+    if (moved) vcpu.stepOver = vcpu.waits = false;
     const points = vcpu.stepOver ? [] : (this.#points.get(rip) ?? []);
     vcpu.ahead = points;
     const encounter = await this.#meet(vcpu);
