@@ -102,6 +102,7 @@ function answer(command: string, args: Readonly<Record<string, unknown>>): unkno
         { 'thread-id': plan.thread ?? process.pid, 'cpu-index': 0, 'qom-path': '/m', target: 'x86_64' },
       ];
     case 'query-chardev':
+    case 'query-migrate-capabilities':
       return [];
     case 'qom-get':
       return 1e9;

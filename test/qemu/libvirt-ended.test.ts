@@ -26,13 +26,13 @@ describe('a hooked libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() 
   ])[] = [
     [
       'saved',
-      /was saved/,
+      /is being migrated, or saved: it is unhooked/,
       () => domain.virsh('save', save(), '--running'),
       () => domain.libvirt.virsh('restore', save()),
     ],
     [
       'managed-saved',
-      /was saved/,
+      /is being migrated, or saved: it is unhooked/,
       () => domain.virsh('managedsave', '--running'),
       () => domain.virsh('start'),
     ],

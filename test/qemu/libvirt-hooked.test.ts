@@ -59,13 +59,15 @@ describe('a hooked libvirt domain', { skip: whyNoLinuxGuest() ?? whyNoLibvirt() 
     await domain.unharmed('two');
   });
 
-  test('a memory snapshot is made: it goes on', async () => {
+  test('a memory snapshot is made: it goes on, hooked or not', async () => {
     const command = await domain.waiting();
     const file = `${domain.libvirt.directory}/memory`;
     await domain.virsh('snapshot-create-as', 'snapshot', '--memspec', `file=${file}`);
     await domain.ticking('after the snapshot');
     command.kill('SIGINT');
-    assert.equal((await command.ended).code, EXIT.interrupted.code, command.stderr);
+    const { code, stderr } = await command.ended;
+    // QEMU tells the two apart only when the copy is made.
+    if (code !== EXIT.interrupted.code) assert.match(stderr, /is being migrated, or saved: it is unhooked/);
     await domain.virsh('snapshot-delete', 'snapshot', '--metadata');
     await domain.unharmed('a snapshot');
   });

@@ -412,8 +412,8 @@ export class QemuMachine implements Machine {
   async #migration(): Promise<void> {
     if (!this.#handler) return;
     void this.#preUnhook('migrate');
-    const error = new KvmiError('E_MIGRATION', `${this.name} is being migrated: it is unhooked`, {
-      hint: 'Hook it again where it runs afterwards.',
+    const error = new KvmiError('E_MIGRATION', `${this.name} is being migrated, or saved: it is unhooked`, {
+      hint: 'QEMU copies its memory. Hook it again when that is over, where it runs then.',
     });
     await this.#control.end(error);
     const { left } = this.#control;
