@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
-import { openQemu } from '../../src/drivers/qemu/index.ts';
+import { openQemu, type QemuMachine } from '../../src/drivers/qemu/index.ts';
 import { CONTINUE } from '../../src/machine/index.ts';
 import { journalOf, killedWhilePaused, runState, unharmed, until } from '../kit/guarded.ts';
 import { TestHandler } from '../kit/handler.ts';
@@ -12,6 +12,13 @@ import { KernelText } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 const ROUNDS = 40;
+
+/** Steps every vCPU from instruction to instruction, for a time that differs from round to round. */
+async function stepAll(machine: QemuMachine, round: number): Promise<void> {
+  await TestHandler.attach(machine);
+  for (const vcpu of machine.vcpus) await machine.arm({ kind: 'singlestep', vcpu });
+  await pause(5 + ((round * 7) % 60));
+}
 
 /*
  * vCPUs that wait for an interrupt do not finish the steps that QEMU was told to do. Those that QEMU has not forgotten
@@ -64,9 +71,7 @@ describe('steps that are not finished, -smp 2', { skip: whyNoLinuxGuest() ?? fal
     for (let round = 0; round < ROUNDS; round++) {
       const machine = await openQemu({ qmp: vm.qmp });
       try {
-        await TestHandler.attach(machine);
-        for (const vcpu of machine.vcpus) await machine.arm({ kind: 'singlestep', vcpu });
-        await pause(5 + ((round * 7) % 60));
+        await stepAll(machine, round);
       } finally {
         await machine.close();
       }
@@ -81,9 +86,7 @@ describe('steps that are not finished, -smp 2', { skip: whyNoLinuxGuest() ?? fal
     for (let round = 0; round < ROUNDS; round++) {
       const machine = await openQemu({ qmp: vm.qmp });
       try {
-        await TestHandler.attach(machine);
-        for (const vcpu of machine.vcpus) await machine.arm({ kind: 'singlestep', vcpu });
-        await pause(5 + ((round * 7) % 60));
+        await stepAll(machine, round);
         await vm.monitor.execute('stop');
         await until(() => journalOf(vm.pid)?.running === false, `round ${round}: the stop is lost`);
       } finally {

@@ -1,10 +1,8 @@
 import { KvmiError, messageOf } from '../../error.ts';
+import { VCPU_LIMIT } from './gdb.ts';
 import { uuidOf } from './guard/vm-identity.ts';
 import { findQemuProcess } from './process.ts';
 import { type QmpTransport, recordOf, recordsOf } from './qmp.ts';
-
-/** QEMU has no machine with more vCPUs. */
-const VCPU_LIMIT = 4096;
 
 /** What is asked of QEMU once, when the machine is opened. */
 export interface QemuFacts {

@@ -15,8 +15,8 @@ const MEMORY_CHUNK = 2000;
 /** What one qXfer can carry. */
 const XFER_CHUNK = 0xffb;
 const XFER_LIMIT = 1 << 20;
-/** How many threads are asked for; QEMU has no machine with more vCPUs. */
-const VCPU_LIMIT = 4096;
+/** QEMU has no machine with more vCPUs. */
+export const VCPU_LIMIT = 4096;
 /** An answer to qfThreadInfo or qsThreadInfo that names threads. */
 const THREADS = /^m[p0-9a-f.,]+$/;
 

@@ -109,8 +109,21 @@ export class Others {
   }
 
   /** Counts the stops until now. False when QEMU does not answer in time. */
-  look(): Promise<boolean> {
-    return this.#count();
+  async look(): Promise<boolean> {
+    if (this.#look) await inTime(this.#look);
+    if (this.#look) return false;
+    const look = this.#counter.take().then(
+      (stops) => {
+        this.#counted += stops;
+        this.#look = undefined;
+      },
+      () => {
+        this.#look = undefined;
+      },
+    );
+    this.#look = look;
+    await inTime(look);
+    return this.#look === undefined;
   }
 
   /**
@@ -126,13 +139,13 @@ export class Others {
 
   /** To be called at each stop: what others did before they let the VM run is over. */
   async settle(reported: number): Promise<void> {
-    if (this.#void && (await this.#count())) this.#takeExcess(reported);
+    if (this.#void && (await this.look())) this.#takeExcess(reported);
   }
 
   /** With the VM stopped by us, after `reported` stops: whether it may run on. */
   async mayRun(reported: number): Promise<boolean> {
     if (this.#paused) return false;
-    if (!(await this.#count())) return !this.#paused;
+    if (!(await this.look())) return !this.#paused;
     await this.#consider(this.#takeExcess(reported));
     return !this.#paused;
   }
@@ -144,7 +157,7 @@ export class Others {
   async stoppedBefore(reported: () => number): Promise<boolean> {
     const before = reported();
     const since = performance.now();
-    const counted = this.#count();
+    const counted = this.look();
     const running = await this.#inTime(isRunning);
     if (!(await counted) || !running || reported() !== before) return false;
     const excess = this.#takeExcess(before);
@@ -221,24 +234,6 @@ export class Others {
     this.#known += excess;
     this.#void = false;
     return meant;
-  }
-
-  /** False when QEMU does not answer in time. */
-  async #count(): Promise<boolean> {
-    if (this.#look) await inTime(this.#look);
-    if (this.#look) return false;
-    const look = this.#counter.take().then(
-      (stops) => {
-        this.#counted += stops;
-        this.#look = undefined;
-      },
-      () => {
-        this.#look = undefined;
-      },
-    );
-    this.#look = look;
-    await inTime(look);
-    return this.#look === undefined;
   }
 
   #set(paused: boolean): void {

@@ -1,5 +1,6 @@
 import { basename, dirname, isAbsolute } from 'node:path';
 import type { ProcessIdentity } from '../../../system/proc.ts';
+import { VCPU_LIMIT } from '../gdb.ts';
 import type { QmpAddress } from '../qmp.ts';
 import type { StubPlan } from '../stub.ts';
 import { isWorkspace } from '../workspace.ts';
@@ -16,7 +17,6 @@ const HEX = /^[0-9a-f]{1,16}$/;
 const REGISTER = /^[a-z0-9_]{2,8}$/;
 /** As QEMU allows them, and as only kvmi names them. */
 const NODE = /^kvmi-[a-z0-9-]{1,26}$/;
-const VCPU_LIMIT = 4096;
 const TEXT_LIMIT = 4096;
 
 type Fields = Readonly<Record<string, unknown>>;
