@@ -27,8 +27,17 @@ describe('signals to a command', () => {
   let interruption: Interruption;
   let told: string[];
   let exits: unknown[];
+  let now: number;
+
+  /** `after` ms after the signal before it. */
+  function signal(name: 'SIGINT' | 'SIGTERM', after = 1000): void {
+    now += after;
+    process.emit(name, name);
+  }
 
   beforeEach(() => {
+    now = 0;
+    mock.method(performance, 'now', () => now);
     [told, exits] = [[], []];
     mock.method(process, 'exit', (code: unknown) => {
       exits.push(code);
@@ -43,18 +52,27 @@ describe('signals to a command', () => {
 
   test('the first one tells it to end, the second one what is being undone, the third one ends it', () => {
     interruption.undoing('letting go of web');
-    process.emit('SIGINT', 'SIGINT');
+    signal('SIGINT');
     assert.equal(interruption.reason, 'SIGINT');
-    process.emit('SIGTERM', 'SIGTERM');
+    signal('SIGTERM');
     assert.deepEqual([told, exits], [['letting go of web'], []]);
-    process.emit('SIGTERM', 'SIGTERM');
+    signal('SIGTERM');
     assert.deepEqual(exits, [EXIT.terminated.code]);
   });
 
   test('the second one ends it when nothing is to be undone', () => {
     interruption.undoing('letting go of web')();
-    process.emit('SIGINT', 'SIGINT');
-    process.emit('SIGINT', 'SIGINT');
+    signal('SIGINT');
+    signal('SIGINT');
     assert.deepEqual([told, exits], [[], [EXIT.interrupted.code]]);
+  });
+
+  test('one that comes twice at once counts once', () => {
+    interruption.undoing('letting go of web');
+    signal('SIGTERM');
+    signal('SIGTERM', 5);
+    assert.deepEqual([told, exits], [[], []]);
+    signal('SIGINT', 5);
+    assert.deepEqual(told, ['letting go of web'], 'another one is another wish');
   });
 });

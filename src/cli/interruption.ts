@@ -15,16 +15,20 @@ const SIGNALS: Readonly<Record<string, EndReason>> = {
   SIGHUP: 'SIGTERM',
 };
 
+/** A signal to a group of processes is often passed on by one of them (timeout(1), a shell), and comes twice. */
+const ECHO_MS = 100;
+
 /**
  * Turns signals and the time-out into the abortion of one AbortSignal, so that commands unhook on their own way
  * out. While something is being undone a second signal only tells what; otherwise, and for the third time, a signal ends the
- * process at once. (What a terminal sends to a group of processes is often passed on by one of them, and comes twice.)
+ * process at once.
  */
 export class Interruption {
   readonly #controller = new AbortController();
   readonly #timer: NodeJS.Timeout | undefined;
   readonly #undoing = new Set<string>();
   #insisted = false;
+  #last: { readonly name: string; readonly at: number } | undefined;
   /** Called for a second signal, with what is still to be undone. */
   onInsistence: (undoing: readonly string[]) => void = () => {};
 
@@ -68,6 +72,9 @@ export class Interruption {
 
   readonly #signalled = (name: string): void => {
     const reason = SIGNALS[name]!;
+    const at = performance.now();
+    if (name === this.#last?.name && at - this.#last.at < ECHO_MS) return;
+    this.#last = { name, at };
     if (!this.signal.aborted) {
       this.end(reason);
       return;

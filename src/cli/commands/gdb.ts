@@ -54,7 +54,11 @@ async function serve(context: Context, guest: Guest, { listen, once }: Serving):
     const options: GdbServerOptions = {
       onError: (error) => log.warn(error.message),
       onSession(state) {
-        log.info(state === 'attached' ? 'GDB attached: the guest is stopped' : 'GDB left: the guest runs');
+        log.info(
+          state === 'attached'
+            ? 'GDB attached: the guest is stopped'
+            : 'GDB left: its breakpoints are removed',
+        );
         if (state === 'detached' && once) left();
       },
     };
