@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
+import { setTimeout as pause } from 'node:timers/promises';
 import { EXIT } from '../../src/cli/exit-codes.ts';
 import { whyNoLibvirt } from '../kit/libvirt.ts';
 import { LibvirtDomain } from '../kit/libvirt-domain.ts';
@@ -52,6 +53,8 @@ describe("libvirt's daemon stands still", { skip: whyNoLinuxGuest() ?? whyNoLibv
     try {
       command.killGroup('SIGINT');
       await command.seen('stderr', /the probe is removed/);
+      // One that comes at once would be the same one.
+      await pause(200);
       command.killGroup('SIGINT');
       await command.seen('stderr', /still letting go of/);
     } finally {
