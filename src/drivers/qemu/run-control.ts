@@ -10,7 +10,7 @@ import { Others } from './others.ts';
 import type { QmpTransport } from './qmp.ts';
 import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
-import { StepTurns } from './step-turns.ts';
+import { StepTurns, type Turn } from './step-turns.ts';
 import { type Encounter, type Hold, type StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
 import { type Left, type StubOwner, StubSession } from './stub-session.ts';
 import { TrapPoints } from './trap-points.ts';
@@ -424,8 +424,8 @@ export class RunControl {
     const { gdb } = session;
     const willing = this.vcpus.filter(({ mayRun }) => mayRun);
     if (willing.length === 0 || gdb.running) return;
-    const steps = willing.filter((vcpu) => vcpu.stepOver || vcpu.stepping);
-    for (const vcpu of steps) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
+    for (const vcpu of willing)
+      if (vcpu.stepOver || vcpu.stepping) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
     if (!(await session.mayRun())) {
       await session.showPaused(this.vcpus[this.present[0]!]!);
       // What was done for that is no stop of the guest's, as long as others have not let it run.
@@ -434,21 +434,20 @@ export class RunControl {
     }
     // Others have let it run meanwhile.
     if (this.#reply) return;
-    const turn = this.#turns.next(steps);
-    for (const vcpu of turn) vcpu.stepUnfinished = true;
-    for (const vcpu of willing) vcpu.sitsOut = steps.includes(vcpu) && !turn.includes(vcpu);
-    const running = willing.filter(({ sitsOut }) => !sitsOut);
-    for (const vcpu of running) vcpu.state = undefined;
+    const turn = this.#turns.next(willing);
+    for (const vcpu of turn.steps) vcpu.stepUnfinished = true;
+    for (const vcpu of willing) vcpu.sitsOut = !turn.running.includes(vcpu);
+    for (const vcpu of turn.running) vcpu.state = undefined;
     session.stopped = undefined;
     this.others.expectResume();
-    gdb.resume(this.#actions(running, turn));
+    gdb.resume(this.#actions(turn));
     this.#resumedByOthers = false;
-    if (turn.length < steps.length) this.#turns.begin(turn, () => this.#stopAgain(gdb));
+    if (turn.running.length < willing.length) this.#turns.begin(turn, () => this.#stopAgain(gdb));
     void this.#lookBack(gdb);
   }
 
   /** `s` for those that step and `c` for the others; with nobody held, for vCPUs that are not known here, too. */
-  #actions(running: readonly VcpuRun[], steps: readonly VcpuRun[]): string {
+  #actions({ running, steps }: Turn): string {
     const stepping = [...steps.map(({ index }) => index), ...this.#strangers];
     this.#strangers.clear();
     const all = !this.vcpus.some(({ hold, crashed, sitsOut }) => hold ?? (crashed || sitsOut));

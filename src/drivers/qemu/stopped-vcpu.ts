@@ -69,6 +69,8 @@ export class VcpuRun {
   stepUnfinished = false;
   /** It was to step and did not for a while: it waits for an interrupt. */
   waits = false;
+  /** It has stepped since it is to step on and on. */
+  inSeries = false;
   /** It does not run while it is another one's turn to step. */
   sitsOut = false;
   /** It left the guest for good. */
@@ -105,7 +107,7 @@ export class VcpuRun {
   /** Nothing is known of it, and nothing is to be done with it. */
   reset(): void {
     this.requested = this.stepping = this.stepOver = this.stepUnfinished = this.crashed = false;
-    this.waits = this.sitsOut = false;
+    this.waits = this.inSeries = this.sitsOut = false;
     this.rip = this.state = undefined;
     this.ahead = [];
     this.queue.length = 0;
