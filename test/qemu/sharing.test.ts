@@ -281,6 +281,19 @@ describe('a VM that several processes use', { skip: whyNoLinuxGuest() ?? false }
     assert.throws(() => lstatSync(path), { code: 'ENOENT' }, 'and the last one takes it away');
   });
 
+  test('a QEMU that is stopped is named, and what is to be done about it', async () => {
+    process.kill(vm.pid, 'SIGSTOP');
+    try {
+      const { code, stderr } = await kvmi(['ps', target]);
+      assert.equal(code, EXIT.timeout.code, stderr);
+      assert.match(stderr, new RegExp(`QEMU at .* \\(process ${vm.pid}\\) is stopped`));
+      assert.match(stderr, new RegExp(`kill -CONT ${vm.pid}`));
+    } finally {
+      process.kill(vm.pid, 'SIGCONT');
+    }
+    assert.equal((await kvmi(['ps', target])).code, 0);
+  });
+
   test('a stranger at the socket is named', async () => {
     const stranger = await UnixQmp.connect(vm.qmp);
     try {

@@ -9,15 +9,24 @@ const SS_LIMIT = 16 << 20;
 /** One line of `ss -xpnH`: a socket's path and inode, its peer's, and the processes that have it. */
 const LINE = /^\S+\s+(\S+)\s+\d+\s+\d+\s+(.*?)\s+(\d+)\s+(\S+)\s+(\d+)(?:\s+users:(.*))?$/;
 
-/**
- * The process whose connection the socket at `path` serves, as iproute2's `ss` shows it; undefined when it cannot be
- * told, for example because it belongs to another user.
- */
-export async function clientOf(path: string): Promise<number | undefined> {
+/** The processes at the two ends of a socket; undefined when one cannot be told, for example because it is another user's. */
+export interface Ends {
+  /** Who listens. */
+  readonly server: number | undefined;
+  /** Whose connection is served. */
+  readonly client: number | undefined;
+}
+
+/** Who is at the socket at `path`, as iproute2's `ss` shows it. */
+export async function endsOf(path: string): Promise<Ends> {
   const sockets = parseSockets(await listSockets());
-  const served = sockets.filter((socket) => socket.path === path && socket.connected);
+  const own = sockets.filter((socket) => socket.path === path);
+  const served = own.filter(({ connected }) => connected);
   const clients = served.flatMap(({ peer }) => sockets.find(({ inode }) => inode === peer)?.pids ?? []);
-  return clients.find((pid) => pid !== process.pid);
+  return {
+    server: own.find(({ connected }) => !connected)?.pids[0],
+    client: clients.find((pid) => pid !== process.pid),
+  };
 }
 
 /** The sockets that `ss -xpnH` prints. */
@@ -76,12 +85,13 @@ export function heldError(path: string, pid: number): KvmiError {
 }
 
 /** By a signal (SIGSTOP, Ctrl-Z), or by a debugger. */
-function isStopped(pid: number): boolean {
+export function isStopped(pid: number): boolean {
   return /^State:\s+[Tt]/m.test(readText(`/proc/${pid}/status`) ?? '');
 }
 
-/** A QMP socket serves somebody who does not share. */
-export function busyError(path: string, pid: number | undefined): KvmiError {
+/** A QMP socket serves somebody who does not share, or nobody, because QEMU is stopped. */
+export function busyError(path: string, { server, client: pid }: Ends): KvmiError {
+  if (server !== undefined && isStopped(server)) return stoppedError(path, server);
   const program = pid === undefined ? undefined : programOf(pid);
   if (pid !== undefined && program !== undefined && isKvmi(program) && isStopped(pid))
     return heldError(path, pid);
@@ -91,4 +101,12 @@ export function busyError(path: string, pid: number | undefined): KvmiError {
     hint: 'A QMP socket serves one client. Close the other one, or give QEMU a second -qmp unix:PATH,server=on,wait=off.',
     data: { path, ...(pid !== undefined && { holder: pid }), ...(program !== undefined && { program }) },
   });
+}
+
+function stoppedError(path: string, pid: number): KvmiError {
+  return new KvmiError(
+    'E_QMP_TIMEOUT',
+    `QEMU at ${path} (process ${pid}) is stopped by a signal, or by a debugger: it answers nobody`,
+    { hint: `Let it go on: kill -CONT ${pid}.`, data: { path, process: pid } },
+  );
 }

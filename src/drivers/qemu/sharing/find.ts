@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { KvmiError } from '../../../error.ts';
 import { closedError, connectError, UnixQmp } from '../unix-qmp.ts';
-import { busyError, clientOf, isKvmi, programOf } from './busy.ts';
+import { busyError, endsOf, isKvmi, isStopped, programOf } from './busy.ts';
 import { identityOf, offerPath } from './offer-path.ts';
 
 /** How long it is waited for QEMU's socket while nobody is known to hold it. */
@@ -31,7 +31,7 @@ interface Wanted {
 /**
  * A connection to the QEMU at `path`: to its own socket when that is free, otherwise through the process that holds
  * it. Rejects with E_QMP_CONNECT when there is no such socket, E_QMP_CLOSED when it is not the wanted one any more,
- * E_BUSY when it serves somebody who does not share.
+ * E_BUSY when it serves somebody who does not share, E_QMP_TIMEOUT when QEMU is stopped and answers nobody.
  */
 export async function findConnection(path: string, wanted: Wanted): Promise<Found> {
   const begun = Date.now();
@@ -56,14 +56,20 @@ export async function findConnection(path: string, wanted: Wanted): Promise<Foun
       const waited = Date.now() - begun;
       if (waited > LOOK_MS && !looked) {
         looked = true;
-        const client = await clientOf(path);
-        if (client !== undefined && !isKvmi(programOf(client) ?? 'kvmi')) throw busyError(path, client);
+        const ends = await endsOf(path);
+        // One that is stopped may go on.
+        const stopped = ends.server !== undefined && isStopped(ends.server);
+        if (!stopped && isStranger(ends.client)) throw busyError(path, ends);
       }
-      if (waited > PATIENCE_MS) throw busyError(path, await clientOf(path));
+      if (waited > PATIENCE_MS) throw busyError(path, await endsOf(path));
     }
   } finally {
     direct?.abandon();
   }
+}
+
+function isStranger(client: number | undefined): boolean {
+  return client !== undefined && !isKvmi(programOf(client) ?? 'kvmi');
 }
 
 function identityAt(path: string, wanted: string | undefined): string {
