@@ -6,7 +6,7 @@ import { commandLine, readText } from '../../../system/proc.ts';
 const SS_TIMEOUT_MS = 2000;
 const SS_LIMIT = 16 << 20;
 
-/** One line of `ss -xpnH`: a socket's path and inode, its peer's, and the processes that have it. */
+/** One line of `ss -xapnH`: a socket's path and inode, its peer's, and the processes that have it. */
 const LINE = /^\S+\s+(\S+)\s+\d+\s+\d+\s+(.*?)\s+(\d+)\s+(\S+)\s+(\d+)(?:\s+users:(.*))?$/;
 
 /** The processes at the two ends of a socket; undefined when one cannot be told, for example because it is another user's. */
@@ -29,7 +29,7 @@ export async function endsOf(path: string): Promise<Ends> {
   };
 }
 
-/** The sockets that `ss -xpnH` prints. */
+/** The sockets that `ss -xapnH` prints. */
 export function parseSockets(text: string): {
   readonly path: string;
   readonly inode: string;
@@ -49,7 +49,7 @@ export function parseSockets(text: string): {
 function listSockets(): Promise<string> {
   const options = { timeout: SS_TIMEOUT_MS, maxBuffer: SS_LIMIT };
   return new Promise((resolve) => {
-    execFile('ss', ['-xpnH'], options, (error, stdout) => resolve(error ? '' : stdout));
+    execFile('ss', ['-xapnH'], options, (error, stdout) => resolve(error ? '' : stdout));
   });
 }
 
