@@ -1,6 +1,7 @@
 import { after, describe, test } from 'node:test';
 import type { CapabilityName, Machine } from '../../src/machine/index.ts';
 import type { DialectName } from '../../src/wire/index.ts';
+import { patiently } from '../kit/peer.ts';
 import { ARMED_ROWS } from './armed-rows.ts';
 import { CLOSING_ROWS } from './closing-rows.ts';
 import { EVENT_ROWS } from './event-rows.ts';
@@ -22,6 +23,8 @@ export const ROWS: readonly Row[] = [
   ...V7_ROWS,
 ];
 
+/** Rows take less than a second; on no machine they take this long. */
+const ROW_MS = 120_000;
 const DIALECT_NAMES: readonly DialectName[] = ['v7', 'v9', 'v12'];
 
 /** Why a row cannot be run on a machine: the reason that the driver, or its guest, gives. */
@@ -47,22 +50,30 @@ function reasonOf(machine: Machine, name: CapabilityName): string {
 export function conformance(subject: Subject): void {
   const unavailable = subject.unavailable();
   describe(`conformance: ${subject.driver}`, { skip: unavailable ?? false }, () => {
-    let shared: Promise<RunningSubject> | undefined;
+    let started: Promise<RunningSubject> | undefined;
     const support = new Support(subject.driver);
-    after(async () => (await shared)?.close());
+    const close = async (): Promise<void> => {
+      const running = await started;
+      started = undefined;
+      if (running) await patiently(running.close(), 'the machine to be closed', ROW_MS);
+    };
+    after(close);
     for (const dialect of DIALECT_NAMES) {
       for (const row of ROWS) {
         if (row.dialects && !row.dialects.includes(dialect)) continue;
         test(`${dialect} [${row.rows}] ${row.title}`, async (t) => {
-          shared = subject.fresh ? undefined : (shared ?? subject.start());
-          const running = await (shared ?? subject.start());
+          started ??= subject.start();
+          const running = await started;
           support.machine(running.machine);
+          let passed = false;
           try {
             const reason = reasonToSkip(row, running);
             if (reason) t.skip(reason);
-            else await runRow(row, running, dialect, support);
+            else await patiently(runRow(row, running, dialect, support), 'the row', ROW_MS);
+            passed = true;
           } finally {
-            if (subject.fresh) await running.close();
+            // What a failure left of a machine is not to fail the next row.
+            if (subject.fresh || !passed) await close();
           }
         });
       }

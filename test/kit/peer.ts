@@ -156,11 +156,11 @@ export class Peer {
   }
 }
 
-/** Fails instead of hanging. */
-export async function patiently<T>(promise: Promise<T>, what: string): Promise<T> {
+/** Fails instead of hanging: when `promise` is not settled within `patience` ms. */
+export async function patiently<T>(promise: Promise<T>, what: string, patience = PATIENCE): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const timeout = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`waited ${PATIENCE} ms for ${what}`)), PATIENCE);
+    timer = setTimeout(() => reject(new Error(`waited ${patience} ms for ${what}`)), patience);
   });
   return Promise.race([promise, timeout]).finally(() => clearTimeout(timer));
 }

@@ -208,6 +208,7 @@ describe('pages that are taken away', {
   const counting = async (pid: number): Promise<void> => {
     await until(() => kernelSlots(pid).length > 1, 'QEMU has its memory');
     const watcher = new Watcher(pid);
+    await until(() => watcher.machine.memory.read(COUNTER, new Uint8Array(4)), 'the counter is in memory');
     await watcher.goesOn(COUNTER);
     await watcher.machine.close();
   };
