@@ -4,14 +4,16 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
+import { getRegister, regsOf, STATE_SIZE } from '../../src/abi/index.ts';
 import { openQemu, type QemuMachine } from '../../src/drivers/qemu/index.ts';
-import { CONTINUE } from '../../src/machine/index.ts';
+import { CONTINUE, type Vcpu } from '../../src/machine/index.ts';
 import { journalOf, killedWhilePaused, runState, unharmed, until } from '../kit/guarded.ts';
 import { TestHandler } from '../kit/handler.ts';
 import { KernelText } from '../kit/kernel-text.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 const ROUNDS = 40;
+const STEPS = 1500;
 
 /** Steps every vCPU from instruction to instruction, for a time that differs from round to round. */
 async function stepAll(machine: QemuMachine, round: number): Promise<void> {
@@ -80,6 +82,32 @@ describe('steps that are not finished, -smp 2', { skip: whyNoLinuxGuest() ?? fal
       await vm.monitor.execute('cont');
     }
     assert.deepEqual(frozen, []);
+  });
+
+  test(`${STEPS} steps of a busy guest: each has been made`, async () => {
+    const machine = await openQemu({ qmp: vm.qmp });
+    try {
+      const handler = await TestHandler.attach(machine);
+      const before = new Map<Vcpu, string>();
+      const missing: string[] = [];
+      let steps = 0;
+      handler.onStop = async (vcpu) => {
+        const block = new Uint8Array(STATE_SIZE);
+        await vcpu.readState(block);
+        const registers = Buffer.from(regsOf(block)).toString('hex');
+        // The guest has no instruction that leads to itself and changes nothing.
+        if (before.get(vcpu) === registers) missing.push(getRegister(block, 'rip').toString(16));
+        before.set(vcpu, registers);
+        steps++;
+        return CONTINUE;
+      };
+      for (const vcpu of machine.vcpus) await machine.arm({ kind: 'singlestep', vcpu });
+      for (let next = 0; next <= STEPS; next += 100) await until(() => steps > next, `step ${next}`);
+      await machine.detach();
+      assert.deepEqual(missing, []);
+    } finally {
+      await machine.close();
+    }
   });
 
   test(`${ROUNDS} times others stop a busy guest of which every vCPU is stepped: none is lost`, async () => {

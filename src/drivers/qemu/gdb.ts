@@ -178,6 +178,18 @@ export class GdbClient {
     return Buffer.from(answer, 'hex');
   }
 
+  /** The bytes that a vCPU sees at an address; none when it does not see all of them. */
+  async readVirtual(vcpu: number, gva: bigint, size: number): Promise<Uint8Array> {
+    const modes = this.restoreModes();
+    const selected = this.#select(vcpu);
+    const [answer] = await Promise.all([
+      this.command(`m${gva.toString(16)},${size.toString(16)}`),
+      modes,
+      selected,
+    ]);
+    return answer.length === 2 * size ? Buffer.from(answer, 'hex') : new Uint8Array();
+  }
+
   /** False when any byte is not memory. */
   async readPhysical(gpa: number, into: Uint8Array): Promise<boolean> {
     this.#usePhysicalAddresses();
@@ -210,8 +222,9 @@ export class GdbClient {
 
   /** Gives up what is sticky in QEMU beyond this connection. To be called before {@link detach}. */
   async restoreModes(): Promise<void> {
-    if (this.#physical) await this.#expectOk('Qqemu.PhyMemMode:0');
+    if (!this.#physical) return;
     this.#physical = false;
+    await this.#expectOk('Qqemu.PhyMemMode:0');
   }
 
   /** Closes the connection. With `resume` the VM runs on, else it stays as it is. */

@@ -18,6 +18,8 @@ import type { Workspace } from './workspace.ts';
 
 /** How long every vCPU waits for the answers of those that stopped, before the others run on without them. */
 const GRACE_MS = 5;
+/** How many steps of QEMU's it takes to execute an instruction, at most. */
+const STEP_TRIES = 16;
 
 /** What the run control needs of the machine around it. `deliver`, `leaving` and `readStates` are called with every vCPU stopped. */
 export interface RunControlOwner extends StubOwner {
@@ -183,10 +185,20 @@ export class RunControl {
   }
 
   /**
-   * Executes one instruction on a vCPU, while the others stay stopped. False when it is halted and no interrupt has
-   * woken it in time.
+   * Executes one instruction on a vCPU, while the others stay stopped; one that leads to itself several times. False when
+   * the vCPU is halted and no interrupt has woken it in time.
    */
   async stepAlone(vcpu: number, gdb: GdbClient, timeoutMs?: number): Promise<boolean> {
+    const before = await gdb.readRegister(vcpu, 'rip');
+    for (let tries = 0; tries < STEP_TRIES; tries++) {
+      if (!(await this.#stepOnce(vcpu, gdb, timeoutMs))) return false;
+      if ((await gdb.readRegister(vcpu, 'rip')) !== before) break;
+    }
+    return true;
+  }
+
+  /** One step of QEMU's, which ends before the instruction when something calls the vCPU out of the guest just then. */
+  async #stepOnce(vcpu: number, gdb: GdbClient, timeoutMs?: number): Promise<boolean> {
     const run = this.vcpus[vcpu]!;
     this.others.expectResume();
     const stopped = gdb.nextStop();
@@ -295,17 +307,19 @@ export class RunControl {
     for (const { hold } of this.vcpus) if (hold) hold.state = undefined;
     const reported = trapped ? reply.vcpu : undefined;
     const maySeveral = this.vcpus.some(
-      (vcpu) => vcpu.ran && vcpu.index !== reported && this.points.mayStop(vcpu),
+      (vcpu) => vcpu.ran && vcpu.index !== reported && this.points.canStop(vcpu),
     );
     // At once: what is counted from now on is others'.
     const look = maySeveral ? this.others.look() : undefined;
     const unknown = (vcpu: number) => this.vcpus[vcpu]?.absent ?? true;
     if (reported !== undefined && unknown(reported)) await this.#lookAtVcpus(gdb);
     const ran = await this.#whereRan(gdb);
-    const most = ran.filter(
-      ([{ index }, rip]) => index !== reported && this.points.mayStop(this.vcpus[index]!, rip),
-    ).length;
-    if (look && most > 0) this.others.stoppedAtOnce(await look, most, gdb.stops);
+    if (look) {
+      const silent = ran.filter(([{ index }]) => index !== reported);
+      const may = await Promise.all(silent.map(([vcpu, rip]) => this.points.mayStop(vcpu, gdb, rip)));
+      const most = may.filter(Boolean).length;
+      if (most > 0) this.others.stoppedAtOnce(await look, most, gdb.stops);
+    }
     if (reported !== undefined && unknown(reported)) this.#strangers.add(reported);
     for (const [vcpu, rip] of ran) await this.points.examine(vcpu, rip, reported === vcpu.index);
   }

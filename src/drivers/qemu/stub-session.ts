@@ -14,6 +14,7 @@ import {
   type StubPlan,
   statusOf,
 } from './stub.ts';
+import { hasHalted } from './trap-points.ts';
 import type { Workspace } from './workspace.ts';
 
 /** A migration takes longer. */
@@ -135,7 +136,12 @@ export class StubSession {
   }
 
   async #forgetStep(vcpu: VcpuRun): Promise<void> {
-    await this.gdb.forgetStep(vcpu.index, () => this.#others.expectResume());
+    const { gdb } = this;
+    await gdb.forgetStep(vcpu.index, () => this.#others.expectResume());
+    const look = this.#others.look();
+    const rip = await gdb.readRegister(vcpu.index, 'rip');
+    // The breakpoint that was set for that, and the request to stop, may have stopped the VM at once.
+    if (!(await hasHalted(gdb, vcpu, rip))) this.#others.stoppedAtOnce(await look, 1, gdb.stops);
     vcpu.stepUnfinished = false;
   }
 }

@@ -1,7 +1,9 @@
 import type { Stop } from '../../machine/stops.ts';
+import { MAX_LENGTH, mayLeadToItself } from '../../x86/index.ts';
 import type { GdbClient } from './gdb.ts';
 import type { Encounter, StoppedVcpu, TrapPoint, VcpuRun } from './stopped-vcpu.ts';
 
+const HLT = 0xf4;
 /** The trap points of a machine, by address, and what vCPUs meet there. Points do not touch guest memory. */
 export class TrapPoints {
   readonly #points = new Map<bigint, TrapPoint[]>();
@@ -60,17 +62,22 @@ export class TrapPoints {
 
   /**
    * Whether a vCPU that ran, and is now at `rip` if that is known, may have had QEMU stop the VM. A step need not lead to
-   * another instruction.
+   * another instruction; it ends only afterwards when it led to where the vCPU waits for an interrupt.
    */
-  mayStop(vcpu: VcpuRun, rip?: bigint): boolean {
-    if (rip === undefined) return vcpu.stepUnfinished || this.#points.size > 0;
-    return (vcpu.stepUnfinished && !(vcpu.waits && vcpu.rip === rip)) || this.#points.has(rip);
+  async mayStop(vcpu: VcpuRun, gdb: GdbClient, rip: bigint): Promise<boolean> {
+    if (this.#points.has(rip)) return true;
+    return vcpu.stepUnfinished && !(await hasHalted(gdb, vcpu, rip));
+  }
+
+  /** Whether {@link mayStop} can be true of a vCPU. */
+  canStop(vcpu: VcpuRun): boolean {
+    return vcpu.stepUnfinished || this.#points.size > 0;
   }
 
   /** Finds out what a vCPU that ran and is now at `rip` has stopped for. `reported`: QEMU says that it was this vCPU. */
   async examine(vcpu: VcpuRun, rip: bigint, reported: boolean): Promise<void> {
     const moved = vcpu.rip !== rip;
-    const stepped = vcpu.stepUnfinished && (moved || reported);
+    const stepped = vcpu.stepUnfinished && (moved || (reported && (await this.#mayStay(vcpu, rip))));
     vcpu.rip = rip;
     vcpu.state = undefined;
     if (reported) vcpu.stepUnfinished = false;
@@ -85,6 +92,14 @@ export class TrapPoints {
     const step: Stop[] = stepped && vcpu.stepping ? [{ kind: 'singlestep', failed }] : [];
     const met = encounter === undefined ? [] : [encounter];
     vcpu.queue.push(...(failed ? [...met, ...step] : [...step, ...met]));
+  }
+
+  /**
+   * Whether the instruction at `rip` may have been executed, and led to itself. Otherwise QEMU has ended the step before it,
+   * as something called the vCPU out of the guest just then.
+   */
+  async #mayStay({ index }: VcpuRun, rip: bigint): Promise<boolean> {
+    return mayLeadToItself(await this.#stopped(index).gdb.readVirtual(index, rip, MAX_LENGTH), rip);
   }
 
   /** An instruction is to be executed: those points that are to be asked after what was settled are. */
@@ -119,4 +134,15 @@ export class TrapPoints {
       return undefined;
     }
   }
+}
+
+/** Whether a vCPU has done nothing since it was seen last but to execute `hlt`, then or before. */
+export async function hasHalted(
+  gdb: GdbClient,
+  { index, rip: before }: VcpuRun,
+  rip: bigint,
+): Promise<boolean> {
+  if (rip !== before && rip - 1n !== before) return false;
+  const [byte] = await gdb.readVirtual(index, rip - 1n, 1);
+  return byte === HLT;
 }
