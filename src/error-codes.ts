@@ -104,7 +104,10 @@ export const ERROR_CODES = {
     meaning: 'QEMU could not add a gdbstub at run time.',
     next: 'The message has the reason that QEMU gives.',
   },
-  E_GDB_CLOSED: { meaning: 'QEMU closed the gdbstub connection.', next: CHECK_VM },
+  E_GDB_CLOSED: {
+    meaning: 'QEMU closed the gdbstub connection, because somebody removed the stub, or QEMU ends.',
+    next: CHECK_VM,
+  },
   E_GDB_CONNECT: {
     meaning: "QEMU's gdbstub cannot be reached.",
     next: 'Run on the host of the VM, as its user or as root.',
@@ -119,7 +122,7 @@ export const ERROR_CODES = {
   },
   E_GDB_TIMEOUT: { meaning: 'The gdbstub did not answer in time.', next: CHECK_VM },
   E_GONE: {
-    meaning: 'The machine was shut down.',
+    meaning: 'The VM has ended, or QEMU has been killed or crashed.',
     next: CHECK_VM,
   },
   E_GUARD: {

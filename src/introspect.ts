@@ -40,7 +40,7 @@ export async function introspect(machine: Machine, options: IntrospectOptions = 
   await introspection.event({ allow: 1, id: -1 });
   const memoryMap = machine.memory.regions.map(({ gpa, size }) => ({ address: gpa, length: size, type: 1 }));
   const { name, uuid, startTime } = machine;
-  return connectGuest(new UnhookingChannel(toolEnd, () => introspection.unhook()), {
+  return connectGuest(new UnhookingChannel(toolEnd, introspection), {
     ...tool,
     probes: introspection.probes,
     dialect,
@@ -50,18 +50,24 @@ export async function introspect(machine: Machine, options: IntrospectOptions = 
 
 /** A channel whose end is told only after the machine is unhooked: `guest.detach()` then means both. */
 class UnhookingChannel extends ChannelWrapper {
-  readonly #unhook: () => Promise<unknown>;
+  readonly #introspection: Introspection;
 
-  constructor(inner: Channel, unhook: () => Promise<unknown>) {
+  constructor(inner: Channel, introspection: Introspection) {
     super(inner);
-    this.#unhook = unhook;
+    this.#introspection = introspection;
   }
 
   override open(handler: ChannelHandler): void {
     this.inner.open({
       data: (bytes) => handler.data(bytes),
       drain: () => handler.drain?.(),
-      close: (error) => void this.#unhook().finally(() => handler.close(error)),
+      close: (error) => void this.#unhook().then((why) => handler.close(error ?? why)),
     });
+  }
+
+  /** Resolves with why the machine has gone. */
+  async #unhook(): Promise<Error | undefined> {
+    await this.#introspection.unhook();
+    return this.#introspection.machineError;
   }
 }

@@ -28,5 +28,8 @@ export function withGuest(
       context.signal.removeEventListener('abort', leave);
       await guest.detach();
     }
+    // The VM's end, or that it cannot be reached any more, is how the command ends, too.
+    const failure = await guest.closed;
+    if (failure) throw failure;
   });
 }

@@ -6,6 +6,8 @@ type Held = StopKind | 'probe';
 
 /** A machine that measures for how long its vCPUs are held by stops and probes, and is otherwise the one behind it. */
 export class StopMeter extends MachineWrapper {
+  /** Called when the guest was reset. */
+  onReset: () => void = () => {};
   readonly #held = new Map<Held, number>();
 
   /** How long those of these kinds held vCPUs together, in milliseconds. */
@@ -30,6 +32,10 @@ export class StopMeter extends MachineWrapper {
       request: (vcpu) => handler.request(vcpu),
       vcpuCreated: (vcpu) => handler.vcpuCreated?.(vcpu),
       preUnhook: (reason) => handler.preUnhook?.(reason),
+      reset: () => {
+        this.onReset();
+        handler.reset?.();
+      },
       closed: (error) => handler.closed(error),
     };
     return super.attach(measuring);

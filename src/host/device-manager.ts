@@ -13,7 +13,7 @@ import {
 } from '../wire/index.ts';
 import { hookError } from './hook-error.ts';
 import { Introspection } from './introspection.ts';
-import { HookLog, type Log, SILENT, vmLabel } from './log.ts';
+import { HookLog, type Log, logLineOf, SILENT, vmLabel } from './log.ts';
 
 export interface ServeOptions {
   readonly dialect?: DialectName;
@@ -83,7 +83,10 @@ class DeviceManager {
       ...(options.dialect && { dialect: options.dialect }),
       ...(options.log && { log: options.log }),
       onPreUnhook: (reason) => this.#preUnhook(reason),
-      onClosed: () => this.#end('machine'),
+      onClosed: (error) => {
+        if (error) this.#log.error(logLineOf(error));
+        this.#end('machine');
+      },
     });
   }
 

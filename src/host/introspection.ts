@@ -65,6 +65,7 @@ export class Introspection {
   #mutex: Promise<unknown> = Promise.resolve();
   #lastError: unknown;
   #machineGone = false;
+  #machineError: Error | undefined;
 
   constructor(machine: Machine, options: IntrospectionOptions = {}) {
     this.#machine = machine;
@@ -92,6 +93,11 @@ export class Introspection {
   /** Whether the machine ended, or cannot be reached any more, while it was hooked. */
   get machineGone(): boolean {
     return this.#machineGone;
+  }
+
+  /** Why it has gone; undefined when it was shut down, or is there. */
+  get machineError(): Error | undefined {
+    return this.#machineError;
   }
 
   /** How long the hooked tool has owed an answer to an event without a sign of life, in ms. */
@@ -222,14 +228,14 @@ export class Introspection {
       request: (vcpu) => (hook.vcpus[vcpu.index] ?? hook.addVcpu(vcpu)).serve(),
       vcpuCreated: (vcpu: Vcpu) => hook.vcpuCreated(vcpu),
       preUnhook: (reason) => this.#options.onPreUnhook?.(reason),
-      closed: (error) => this.#machineClosed(error, hook),
+      closed: (error) => this.#machineClosed(error),
     };
   }
 
   /** The end of the VM is an unhook (kvmi.rst: "when the VM is destroyed"). */
-  #machineClosed(error: Error | undefined, hook: Hook): void {
+  #machineClosed(error: Error | undefined): void {
     this.#machineGone = true;
-    if (error) hook.log.error(error.message);
+    this.#machineError = error;
     void this.unhook().then(() => this.#options.onClosed?.(error));
   }
 

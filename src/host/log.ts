@@ -1,3 +1,5 @@
+import { KvmiError, messageOf } from '../error.ts';
+
 /** Where the host side reports what the kernel would print. */
 export interface Log {
   info(message: string): void;
@@ -24,6 +26,12 @@ export function vmLabel(name: string, uuid: Uint8Array): string {
   const id = formatUuid(uuid);
   const line = name.replaceAll(/[\r\n]+/g, ' ');
   return id === NO_UUID ? line : `${line} (${id})`;
+}
+
+/** An error as one line of a log: what it says, its code, and the next step. */
+export function logLineOf(error: unknown): string {
+  if (!(error instanceof KvmiError)) return messageOf(error);
+  return [`${error.message} [${error.code}]`, error.hint].filter(Boolean).join('; ');
 }
 
 /** A log in which each line starts with what the VM is called. */

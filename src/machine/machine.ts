@@ -31,6 +31,8 @@ export interface MachineHandler {
   vcpuCreated?(vcpu: Vcpu): Awaitable<void>;
   /** The device manager is about to take the machine away. It should not go on before this is done. */
   preUnhook?(reason: PreUnhookReason): Awaitable<void>;
+  /** The guest was reset, and boots. What is armed stays so, at addresses that need not mean the same any more. */
+  reset?(): void;
   /** The machine is gone, or can no longer be reached (`error`). Nothing else is called after it. */
   closed(error?: Error): void;
 }

@@ -1,7 +1,7 @@
 import { ERRNO } from '../abi/errno.ts';
 import { sameAddressSpace, sameFile, VmFile } from '../drivers/kvm/slots/vm-file.ts';
 import { Introspection } from '../host/introspection.ts';
-import type { Log } from '../host/log.ts';
+import { type Log, logLineOf } from '../host/log.ts';
 import type { Machine } from '../machine/index.ts';
 import { libc, SystemError, takeDescriptor } from '../system/libc.ts';
 import { kvmDescriptors, kvmKind, processOf, statusNumber } from '../system/proc.ts';
@@ -114,9 +114,13 @@ export class Supervisor {
     vm.introspection = this.#introspect(vm.file, vm.machine, dialect, () => this.#settle(vm));
   }
 
-  #introspect(file: VmFile, machine: Machine, dialect: DialectName, onClosed: () => void): Introspection {
+  #introspect(file: VmFile, machine: Machine, dialect: DialectName, settle: () => void): Introspection {
     const { enabled, log } = this.#options;
     const openSocketOf = (fd: number) => openSocket(file.pid, fd);
+    const onClosed = (error?: Error): void => {
+      if (error) log.error(`${machine.name}: ${logLineOf(error)}`);
+      settle();
+    };
     return new Introspection(machine, { dialect, enabled, log, openSocket: openSocketOf, onClosed });
   }
 

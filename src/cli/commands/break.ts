@@ -52,10 +52,17 @@ async function removeProbe(probe: Probe): Promise<string | undefined> {
     return undefined;
   } catch (error) {
     if (error instanceof KvmiError && error.code === 'E_CLOSED') {
-      return 'the VM is gone, was let go, or could not be reached any more, before the probe was removed';
+      return 'the VM was gone, or let go, before the probe was removed';
     }
     return `the probe could not be removed: ${messageOf(error)}`;
   }
+}
+
+function afterReset(gva: bigint): string {
+  return (
+    `the guest was reset: the probe stays at 0x${gva.toString(16)}, but a kernel that boots chooses its addresses anew; ` +
+    'begin again when it is up'
+  );
 }
 
 /** What was hit, at what rate, and what that cost the guest. */
@@ -136,6 +143,7 @@ export const breakCommand = command({
       const hits = new Mailbox<Row>();
       const summary = new Summary();
       const end = (): void => hits.end();
+      machine.onReset = () => context.log.warn(afterReset(gva));
       context.signal.addEventListener('abort', end, { once: true });
       void guest.closed.then(end);
       const report = (hit: ProbeHit): Awaitable<void> => {

@@ -239,10 +239,9 @@ export class GdbLink {
 
 /** The connection is closed. */
 export function closedError(where: string): KvmiError {
-  return new KvmiError(
-    'E_GDB_CLOSED',
-    `the connection to the gdbstub at ${where} is closed: QEMU has ended or dropped it`,
-  );
+  return new KvmiError('E_GDB_CLOSED', `QEMU has closed its gdbstub at ${where}`, {
+    hint: 'Somebody else has removed it (`gdbserver none`, `virsh qemu-monitor-command`): hook the VM again.',
+  });
 }
 
 function damagedError(where: string): KvmiError {

@@ -346,6 +346,7 @@ export class QemuMachine implements Machine {
     if (name === 'RESET') {
       this.#patches.clear();
       void this.#copies.block(false).catch(() => {});
+      this.#handler?.reset?.();
     }
     if (name === 'ACPI_DEVICE_OST') this.#plugged(recordOf(data.info, 'a device')['slot-type']);
     if (name === 'STOP') setImmediate(() => void this.#lookAfterStop().catch(() => {}));
@@ -442,10 +443,26 @@ export class QemuMachine implements Machine {
     this.#recovery = this.#recover();
     const handler = this.#handler;
     this.#handler = undefined;
-    void then(this.#qmp.fate?.(), (fate) => {
-      handler?.closed(fate ?? (this.#shutDown ? undefined : error));
-    });
+    void this.#whyLost(error).then((why) => handler?.closed(why));
   }
+
+  /** Undefined: the guest was shut down. */
+  async #whyLost(error: Error): Promise<Error | undefined> {
+    const fate = await this.#qmp.fate?.();
+    if (fate || this.#shutDown) return fate;
+    try {
+      await statusOf(this.#qmp);
+    } catch (silence) {
+      if (silence instanceof KvmiError && silence.code === 'E_QMP_CLOSED') return endedError(this.name);
+    }
+    return error;
+  }
+}
+
+function endedError(name: string): KvmiError {
+  return new KvmiError('E_GONE', `${name}: QEMU has ended, and not because its guest was shut down`, {
+    hint: 'It was killed, told to quit, or crashed: see its log, or `journalctl`.',
+  });
 }
 
 /** `what` of the VM was copied while something of kvmi was in it. */

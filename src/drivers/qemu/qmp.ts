@@ -49,7 +49,7 @@ export interface QmpTransport extends QmpConnection {
   /** Ends what {@link claim} began. */
   release(): void;
   /**
-   * What became of a QEMU that does not answer any more, where there is somebody who knows: E_QMP_CLOSED. Undefined
+   * What became of a QEMU that does not answer any more, where there is somebody who knows: E_GONE. Undefined
    * while it lives. Never rejects.
    */
   fate?(): Promise<KvmiError | undefined>;

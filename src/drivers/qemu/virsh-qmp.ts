@@ -304,7 +304,7 @@ function isEnd(error: unknown): boolean {
 
 /** `fate`: what became of the domain, as libvirt says. */
 function endedError(where: string, fate: string): KvmiError {
-  return new KvmiError('E_QMP_CLOSED', `${where} ${fate}`, { data: { path: where, fate } });
+  return new KvmiError('E_GONE', `${where} ${fate}`, { data: { path: where, fate } });
 }
 
 /** Names with quotes cannot be passed. */
