@@ -60,7 +60,7 @@ describe('a host side of a QEMU machine and its guard', { skip: whyNoLinuxGuest(
     const listed = JSON.parse((await kvmi(['list', '-o', 'json'])).stdout);
     const row = listed.rows.find((each: { pid: number }) => each.pid === vm.pid);
     assert.equal(row.damaged, true);
-    assert.match(row.reason, /needs repair/);
+    assert.match(row.reason, new RegExp(`needs repair: kvmi repair ${vm.pid}`));
     const { code, stderr } = await kvmi(['ps', target]);
     assert.equal(code, 0, stderr);
     assert.match(stderr, /kvmi that was killed had left something in the VM: it is repaired/);
@@ -69,17 +69,20 @@ describe('a host side of a QEMU machine and its guard', { skip: whyNoLinuxGuest(
     assert.doesNotMatch((await kvmi(['ps', target])).stderr, /killed/);
   });
 
-  test('both are killed at once: `kvmi repair` repairs the VM', async () => {
+  test('both are killed at once: `kvmi repair` repairs the VM, and leaves it alone before and afterwards', async () => {
+    const repair = async (): Promise<string> => {
+      const { code, stdout, stderr } = await kvmi(['repair', target, '-o', 'json']);
+      assert.equal(code, 0, stderr);
+      return JSON.parse(stdout).rows[0].outcome;
+    };
     const { host, journal } = await armed();
+    assert.equal(await repair(), 'held');
+    assert.deepEqual(journalOf(vm.pid), journal);
     await killBoth(host);
-    const first = await kvmi(['repair', target, '-o', 'json']);
-    assert.equal(first.code, 0, first.stderr);
-    assert.equal(JSON.parse(first.stdout).rows[0].outcome, 'repaired');
+    assert.equal(await repair(), 'repaired');
     await nothingLeft(vm, journal);
     await unharmed(vm, text);
-    const second = await kvmi(['repair', target, '-o', 'json']);
-    assert.equal(second.code, 0, second.stderr);
-    assert.equal(JSON.parse(second.stdout).rows[0].outcome, 'nothing');
+    assert.equal(await repair(), 'nothing');
   });
 
   test('the guard is told to end while it starts: there is one all the same', async () => {

@@ -44,7 +44,10 @@ export const list = command({
       log.hint('Try the machine that lives in this process: kvmi info embedded:');
     }
     for (const vm of found) {
-      const reasons = [...(vm.damaged ? ['needs repair'] : []), ...(vm.reason ? [vm.reason] : [])];
+      const reasons = [
+        ...(vm.damaged ? [`needs repair: kvmi repair ${vm.pid}`] : []),
+        ...(vm.reason ? [vm.reason] : []),
+      ];
       yield {
         ...vm,
         damaged: vm.damaged === true,

@@ -4,14 +4,17 @@ import { openMachine } from '../../targets/open.ts';
 import { command } from '../command.ts';
 import { OPTIONAL_VM } from '../targets.ts';
 
-function refused(left: LeftBehind): KvmiError | undefined {
+type Settled = Exclude<LeftBehind, { readonly kind: 'failed' }>;
+
+/** What was found, when there is no more to do. @throws KvmiError with code E_REPAIR or E_AGAIN. */
+function settled(left: LeftBehind): Settled {
   if (left.kind === 'failed') {
-    return new KvmiError('E_REPAIR', `the VM cannot be repaired now: ${left.reason}`, {
+    throw new KvmiError('E_REPAIR', `the VM cannot be repaired now: ${left.reason}`, {
       hint: 'It is tried again by every command that opens the VM.',
     });
   }
   if (left.kind === 'in-hands' && !left.host) {
-    return new KvmiError(
+    throw new KvmiError(
       'E_AGAIN',
       `the guard of a killed kvmi (process ${left.pid}) is about to repair the VM`,
       {
@@ -20,8 +23,14 @@ function refused(left: LeftBehind): KvmiError | undefined {
       },
     );
   }
-  return undefined;
+  return left;
 }
+
+const OUTCOMES: Readonly<Record<Settled['kind'], string>> = {
+  nothing: 'nothing',
+  repaired: 'repaired',
+  'in-hands': 'held',
+};
 
 export const repair = command({
   name: 'repair',
@@ -38,7 +47,11 @@ export const repair = command({
   examples: [{ command: 'kvmi repair VM', does: 'when `kvmi list` says that a VM needs repair' }],
   columns: [
     { name: 'vm', kind: 'text', key: true, cut: true, about: 'the VM' },
-    { name: 'outcome', kind: 'text', about: '`repaired`, or `nothing`: there was nothing to do' },
+    {
+      name: 'outcome',
+      kind: 'text',
+      about: '`repaired`; `nothing`: there was nothing to do; `held`: a kvmi that lives has it hooked',
+    },
     { name: 'patches', kind: 'decimal', about: 'int3 that were named in guest memory' },
   ],
   async *run({ log, unsafe }, [vm]) {
@@ -48,14 +61,13 @@ export const repair = command({
     };
     const machine = await openMachine(vm, { log, unsafe, onLeft });
     try {
-      const error = refused(left);
-      if (error) throw error;
-      const found = left as LeftBehind;
-      const repaired = found.kind === 'repaired';
+      const found = settled(left);
+      if (found.kind === 'in-hands')
+        log.info(`process ${found.pid} has it hooked, and undoes what it did itself`);
       yield {
         vm: machine.name,
-        outcome: repaired ? found.kind : 'nothing',
-        patches: repaired ? found.patches : 0,
+        outcome: OUTCOMES[found.kind],
+        patches: found.kind === 'repaired' ? found.patches : 0,
       };
     } finally {
       await machine.close();
