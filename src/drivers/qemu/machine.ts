@@ -7,20 +7,16 @@ import type { Machine, MachineHandler } from '../../machine/machine.ts';
 import type { RegionMemory } from '../../machine/region-memory.ts';
 import type { Answer, Stop, Trap } from '../../machine/stops.ts';
 import { startTimeOf } from '../../system/proc.ts';
-import { BreakpointTrap } from './breakpoint-trap.ts';
 import { qemuCapabilities } from './capabilities.ts';
 import type { CpuState } from './cpu-state.ts';
-import { CpuidReader } from './cpuid-reader.ts';
 import { type QemuFacts, readFacts, readVcpus, type VcpuFacts } from './facts.ts';
 import type { GdbClient } from './gdb.ts';
-import type { BorrowedVcpu } from './guard/borrowed-vcpu.ts';
 import { Guard } from './guard/guard.ts';
 import { type LeftBehind, repairLeftBehind } from './guard/left-behind.ts';
 import { Repair } from './guard/repair.ts';
 import { identityOfVm, type VmIdentity } from './guard/vm-identity.ts';
 import { GuestRam } from './guest-ram.ts';
-import { Injection } from './injection.ts';
-import { InstructionTraps } from './instruction-traps.ts';
+import { copiedWithPatches, ended, migrated, stays } from './machine-errors.ts';
 import { MemoryCopies } from './memory-copies.ts';
 import { oneByOne } from './one-by-one.ts';
 import type { QmpAddress } from './open-qmp.ts';
@@ -33,6 +29,7 @@ import { StateReader } from './state-reader.ts';
 import { StoppedMemory } from './stopped-memory.ts';
 import type { StoppedVcpu } from './stopped-vcpu.ts';
 import { findFreeStub, type StubPlan, statusOf } from './stub.ts';
+import { QemuTraps } from './traps.ts';
 import { QemuVcpu } from './vcpu.ts';
 import { Workspace } from './workspace.ts';
 
@@ -57,10 +54,7 @@ export class QemuMachine implements Machine {
   readonly #ram: GuestRam;
   readonly #control: RunControl;
   readonly #states: StateReader;
-  readonly #breakpoints: BreakpointTrap;
-  readonly #injection: Injection;
-  readonly #cpuid: CpuidReader;
-  readonly #instructions: Readonly<Record<'cr' | 'msr' | 'xsetbv', InstructionTraps>>;
+  readonly #traps: QemuTraps;
   #capabilities: Capabilities;
   #handler: MachineHandler | undefined;
   #shutDown = false;
@@ -119,21 +113,12 @@ export class QemuMachine implements Machine {
       facts.tcg,
       () => this.#control.others.expectStop(),
     );
-    this.#breakpoints = new BreakpointTrap(
-      this.#control,
-      this.memory,
-      (gva) => this.#noteHandler(gva.toString(16)),
-      (gpa) => this.#patches.originalAt(gpa),
-    );
+    this.#traps = new QemuTraps(this.#control, this.memory, {
+      borrowed: (borrowed) => this.#guard.journal?.update({ borrowed }),
+      handler: (gva) => this.#noteHandler(gva.toString(16)),
+      originalAt: (gpa) => this.#patches.originalAt(gpa),
+    });
     this.#capabilities = qemuCapabilities({ ...facts, noDeviceState: undefined });
-    this.#injection = new Injection(this.#control, this.memory);
-    const onBorrow = (borrowed: BorrowedVcpu | null) => this.#guard.journal?.update({ borrowed });
-    this.#instructions = {
-      cr: new InstructionTraps(this.#control, this.memory, 'cr', onBorrow),
-      msr: new InstructionTraps(this.#control, this.memory, 'msr', onBorrow),
-      xsetbv: new InstructionTraps(this.#control, this.memory, 'xsetbv', onBorrow),
-    };
-    this.#cpuid = new CpuidReader(this.#control, this.memory, onBorrow);
     this.#addVcpus(facts.vcpus);
     qmp.onEvent((event) => this.#event(event));
   }
@@ -167,36 +152,18 @@ export class QemuMachine implements Machine {
     await this.#control.end();
     await this.#recovery;
     this.probes?.clear();
-    this.#breakpoints.clear();
-    this.#injection.clear();
-    for (const traps of Object.values(this.#instructions)) traps.clear();
+    this.#traps.clear();
     this.#handler = undefined;
     this.#qmp.release();
   }
 
   async arm(trap: Trap): Promise<void> {
     requireTrap(this.#capabilities, trap);
-    switch (trap.kind) {
-      case 'breakpoint':
-        return this.#control.exclusive((gdb) => this.#breakpoints.arm(trap.vcpu.index, gdb));
-      case 'singlestep':
-        return this.#setStepping(trap.vcpu.index, true);
-      case 'cr':
-      case 'msr':
-      case 'xsetbv':
-        return this.#control.exclusive((gdb) => this.#instructions[trap.kind].arm(trap, gdb));
-    }
+    await this.#traps.arm(trap);
   }
 
   async disarm(trap: Trap): Promise<void> {
-    if (!this.#control.attached) return;
-    if (trap.kind === 'breakpoint') {
-      await this.#control.exclusive((gdb) => this.#breakpoints.disarm(trap.vcpu.index, gdb));
-    } else if (trap.kind === 'singlestep') {
-      await this.#setStepping(trap.vcpu.index, false);
-    } else if (trap.kind === 'cr' || trap.kind === 'msr' || trap.kind === 'xsetbv') {
-      await this.#control.exclusive((gdb) => this.#instructions[trap.kind].disarm(trap, gdb));
-    }
+    if (this.#control.attached) await this.#traps.disarm(trap);
   }
 
   /** Ends QEMU as the kernel's KVMI does: with SIGTERM. */
@@ -217,12 +184,6 @@ export class QemuMachine implements Machine {
     if (!this.#guard.journal) this.#workspace.remove();
     await this.#guard.end();
     if (this.#guard.journal ?? this.#left.length > 0) throw stays(this.name, this.#left);
-  }
-
-  #setStepping(vcpu: number, on: boolean): Promise<void> {
-    return this.#control.exclusive(async () => {
-      this.#control.vcpus[vcpu]!.stepping = on;
-    });
   }
 
   /**
@@ -259,7 +220,7 @@ export class QemuMachine implements Machine {
         void this.#announce(this.#plug(found));
         return found.map(({ index }) => index);
       },
-      deliver: (vcpu, hold, answer) => this.#injection.deliver(vcpu, hold, answer),
+      deliver: (vcpu, hold, answer) => this.#traps.injection.deliver(vcpu, hold, answer),
       attaching: (stub, running) => this.#attaching(stub, running),
       leaving: (vcpus) => this.#leaving(vcpus),
       detached: async () => {
@@ -304,7 +265,7 @@ export class QemuMachine implements Machine {
   async #leaving(vcpus: readonly StoppedVcpu[]): Promise<void> {
     const memory = new StoppedMemory(this.memory, vcpus[0]!.gdb);
     this.#hadPatches = this.#patches.any;
-    const left = await this.#patches.restore(memory, vcpus, this.#breakpoints.handlers);
+    const left = await this.#patches.restore(memory, vcpus, this.#traps.breakpoints.handlers);
     this.#left = [...this.#left, ...left];
   }
 
@@ -332,7 +293,7 @@ export class QemuMachine implements Machine {
     this.#capabilities = qemuCapabilities({ ...this.#facts, noDeviceState: failure });
     for (const [i, state] of states) {
       this.vcpus[i]!.started = state.started;
-      await this.#breakpoints.refresh(i, state, gdb);
+      await this.#traps.breakpoints.refresh(i, state, gdb);
     }
     return states;
   }
@@ -374,7 +335,7 @@ export class QemuMachine implements Machine {
 
   #plug(found: readonly VcpuFacts[]): QemuVcpu[] {
     const fresh = this.#addVcpus(found);
-    for (const { index } of fresh) this.#breakpoints.plugged(index);
+    for (const { index } of fresh) this.#traps.breakpoints.plugged(index);
     return fresh;
   }
 
@@ -383,7 +344,7 @@ export class QemuMachine implements Machine {
     const fresh: QemuVcpu[] = [];
     for (let index = this.vcpus.length; index <= Math.max(...found.map((vcpu) => vcpu.index)); index++) {
       const tscHz = found.find((vcpu) => vcpu.index === index)?.tscHz ?? 0;
-      fresh.push(new QemuVcpu(index, tscHz, this.#control, this.#cpuid, () => this.#capabilities));
+      fresh.push(new QemuVcpu(index, tscHz, this.#control, this.#traps.cpuid, () => this.#capabilities));
     }
     this.vcpus.push(...fresh);
     for (const vcpu of this.vcpus) {
@@ -406,21 +367,22 @@ export class QemuMachine implements Machine {
 
   /** One that has int3 in it would harm whoever uses it. */
   #snapshot(): void {
-    if (this.#patches.any) this.#end(copyError(this.name, 'a snapshot of it', 'Delete that snapshot'));
+    if (this.#patches.any)
+      this.#end(copiedWithPatches(this.name, 'a snapshot of it', 'Delete that snapshot'));
   }
 
   /** Everything is taken out of the VM, and it is left alone from then on. */
   async #migration(): Promise<void> {
     if (!this.#handler) return;
     void this.#preUnhook('migrate');
-    const error = new KvmiError('E_MIGRATION', `${this.name} is being migrated, or saved: it is unhooked`, {
-      hint: 'QEMU copies its memory. Hook it again when that is over, where it runs then.',
-    });
+    const error = migrated(this.name);
     await this.#control.end(error);
     const { left } = this.#control;
     const spoilt = left === 'stopped' || (left === 'running' && this.#hadPatches);
     this.#end(
-      spoilt ? copyError(this.name, 'it', 'Do not use the copy; let the VM run here (`cont`)') : error,
+      spoilt
+        ? copiedWithPatches(this.name, 'it', 'Do not use the copy; let the VM run here (`cont`)')
+        : error,
     );
   }
 
@@ -453,36 +415,8 @@ export class QemuMachine implements Machine {
     try {
       await statusOf(this.#qmp);
     } catch (silence) {
-      if (silence instanceof KvmiError && silence.code === 'E_QMP_CLOSED') return endedError(this.name);
+      if (silence instanceof KvmiError && silence.code === 'E_QMP_CLOSED') return ended(this.name);
     }
     return error;
   }
-}
-
-function endedError(name: string): KvmiError {
-  return new KvmiError('E_GONE', `${name}: QEMU has ended, and not because its guest was shut down`, {
-    hint: 'It was killed, told to quit, or crashed: see its log, or `journalctl`.',
-  });
-}
-
-/** `what` of the VM was copied while something of kvmi was in it. */
-function copyError(name: string, what: string, hint: string): KvmiError {
-  return new KvmiError(
-    'E_MIGRATION',
-    `${name}: ${what} was copied before kvmi was out of it: the copy is not to be used`,
-    { hint: `${hint}; make another one when nothing is hooked.` },
-  );
-}
-
-function stays(name: string, left: readonly number[]): KvmiError {
-  const where = left.map((gpa) => `0x${gpa.toString(16)}`).join(', ');
-  const what =
-    left.length > 0 ? `int3 stays in guest memory at ${where}` : 'what kvmi did could not be undone yet';
-  return new KvmiError('E_DETACH', `${name}: ${what}`, {
-    hint:
-      left.length > 0
-        ? 'Write the bytes that belong there (`kvmi write`): a guest that runs into int3 gets an exception that nobody takes.'
-        : 'The guard goes on while the VM lives; `kvmi repair VM` tells whether something is left.',
-    data: { left },
-  });
 }

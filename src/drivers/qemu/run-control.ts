@@ -1,36 +1,31 @@
-import { getRegister, STATE_SIZE } from '../../abi/state.ts';
-import { type Awaitable, then } from '../../awaitable.ts';
+import type { Awaitable } from '../../awaitable.ts';
 import { KvmiError, messageOf } from '../../error.ts';
-import { type Answer, CONTINUE, CRASH, type Stop } from '../../machine/stops.ts';
+import { type Answer, CONTINUE } from '../../machine/stops.ts';
 import { SIGTRAP, threadId } from '../../rsp/stop-reply.ts';
 import type { CpuState } from './cpu-state.ts';
 import type { GdbClient } from './gdb.ts';
 import type { Stopped } from './gdb-link.ts';
+import { Holds, type HoldsOwner } from './holds.ts';
 import { Others } from './others.ts';
 import type { QmpTransport } from './qmp.ts';
-import { writeReleasedRegisters } from './registers.ts';
 import { Signal } from './signal.ts';
+import { stepAlone } from './step-alone.ts';
 import { StepTurns, type Turn } from './step-turns.ts';
-import { type Encounter, type Hold, type StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
+import type { Hold, StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
 import { type Left, type StubOwner, StubSession } from './stub-session.ts';
 import { TrapPoints } from './trap-points.ts';
+import { VcpuRuns } from './vcpu-runs.ts';
 import type { Workspace } from './workspace.ts';
 
 /** How long every vCPU waits for the answers of those that stopped, before the others run on without them. */
 const GRACE_MS = 5;
-/** How many steps of QEMU's it takes to execute an instruction, at most. */
-const STEP_TRIES = 16;
 
 /** What the run control needs of the machine around it. `deliver`, `leaving` and `readStates` are called with every vCPU stopped. */
-export interface RunControlOwner extends StubOwner {
-  stop(vcpu: number, stop: Stop): Awaitable<Answer>;
-  request(vcpu: number): Awaitable<'crash' | undefined>;
+export interface RunControlOwner extends StubOwner, Pick<HoldsOwner, 'stop' | 'request' | 'deliver'> {
   /** The state of all vCPUs. */
   readStates(gdb: GdbClient): Promise<ReadonlyMap<number, CpuState>>;
   /** Which vCPUs there are: one stopped that is not known. */
   vcpus(): Promise<readonly number[]>;
-  /** Delivers the exception that was queued during a hold; answers what the handler is told, unless it has to wait. */
-  deliver(vcpu: StoppedVcpu, hold: Hold, answer: Answer): Promise<Stop | undefined>;
   /** Last chance to put things right before the vCPUs run alone. */
   leaving(vcpus: readonly StoppedVcpu[]): Promise<void>;
   /** Somebody else paused the VM (true) or let it run again. */
@@ -54,7 +49,6 @@ interface Task {
  * all vCPUs, so each stop looks at all of them: several may have reached a trap point at once and QEMU reports one.
  */
 export class RunControl {
-  readonly vcpus: VcpuRun[] = [];
   readonly points: TrapPoints;
   readonly others: Others;
   readonly #qmp: QmpTransport;
@@ -62,6 +56,8 @@ export class RunControl {
   readonly #owner: RunControlOwner;
   readonly #tasks: Task[] = [];
   readonly #wake = new Signal();
+  readonly #runs: VcpuRuns;
+  readonly #holds: Holds;
   readonly #turns = new StepTurns();
   #session: StubSession | undefined;
   #reply: Stopped | undefined;
@@ -80,7 +76,14 @@ export class RunControl {
     this.#qmp = qmp;
     this.#workspace = workspace;
     this.#owner = owner;
-    this.#setVcpus(vcpus);
+    this.#runs = new VcpuRuns(vcpus, (gdb) => owner.readStates(gdb));
+    this.#holds = new Holds({
+      stop: (vcpu, stop) => owner.stop(vcpu, stop),
+      request: (vcpu) => owner.request(vcpu),
+      deliver: (vcpu, hold, answer) => owner.deliver(vcpu, hold, answer),
+      answered: () => this.#wake.raise(),
+      lost: () => this.#lost !== undefined,
+    });
     this.points = new TrapPoints(
       (vcpu) => this.stopped(vcpu, this.#session!.gdb),
       () => this.#lost !== undefined,
@@ -110,9 +113,18 @@ export class RunControl {
     return this.#session?.gdb.running ?? false;
   }
 
+  get vcpus(): readonly VcpuRun[] {
+    return this.#runs.all;
+  }
+
   /** Which vCPUs there are. */
   get present(): readonly number[] {
-    return this.vcpus.filter(({ absent }) => !absent).map(({ index }) => index);
+    return this.#runs.present;
+  }
+
+  /** A vCPU for a task, which runs with every vCPU stopped. */
+  stopped(vcpu: number, gdb: GdbClient): StoppedVcpu {
+    return this.#runs.stopped(vcpu, gdb);
   }
 
   /**
@@ -120,24 +132,9 @@ export class RunControl {
    * every vCPU is stopped already.
    */
   async setVcpus(present: readonly number[], gdb?: GdbClient): Promise<void> {
-    if (!this.#setVcpus(present) || !this.attached) return;
+    if (!this.#runs.set(present) || !this.attached) return;
     if (gdb) return this.points.setAgain(gdb);
     await this.exclusive((stopped) => this.points.setAgain(stopped));
-  }
-
-  /** Whether there are any that were not there. */
-  #setVcpus(present: readonly number[]): boolean {
-    const before = this.present;
-    for (let index = this.vcpus.length; index <= Math.max(...present); index++)
-      this.vcpus.push(new VcpuRun(index));
-    for (const vcpu of this.vcpus) {
-      const absent = !present.includes(vcpu.index);
-      if (absent === vcpu.absent) continue;
-      vcpu.reset();
-      vcpu.absent = absent;
-      if (absent && vcpu.hold) vcpu.hold.answer ??= CONTINUE;
-    }
-    return this.present.some((index) => !before.includes(index));
   }
 
   /** Asks for a call of the owner's `request`. Done when the vCPU is outside the guest, or nothing works any more. */
@@ -170,47 +167,14 @@ export class RunControl {
   /** The state of a vCPU that is held, or, inside a task, of any. */
   async state(vcpu: number): Promise<CpuState> {
     const run = this.vcpus[vcpu]!;
-    return run.hold?.state ?? this.exclusive((gdb) => this.#state(run, gdb));
+    return run.hold?.state ?? this.exclusive((gdb) => this.#runs.state(run, gdb));
   }
 
-  /** A vCPU for a task, which runs with every vCPU stopped. */
-  stopped(vcpu: number, gdb: GdbClient): StoppedVcpu {
-    const run = this.vcpus[vcpu]!;
-    return {
-      index: vcpu,
-      gdb,
-      state: () => this.#state(run, gdb),
-      changed: () => forget(run),
-    };
-  }
-
-  /**
-   * Executes one instruction on a vCPU, while the others stay stopped; one that leads to itself several times. False when
-   * the vCPU is halted and no interrupt has woken it in time.
-   */
+  /** As {@link stepAlone} says, with every vCPU stopped. */
   async stepAlone(vcpu: number, gdb: GdbClient, timeoutMs?: number): Promise<boolean> {
-    const before = await gdb.readRegister(vcpu, 'rip');
-    for (let tries = 0; tries < STEP_TRIES; tries++) {
-      if (!(await this.#stepOnce(vcpu, gdb, timeoutMs))) return false;
-      if ((await gdb.readRegister(vcpu, 'rip')) !== before) break;
-    }
-    return true;
-  }
-
-  /** One step of QEMU's, which ends before the instruction when something calls the vCPU out of the guest just then. */
-  async #stepOnce(vcpu: number, gdb: GdbClient, timeoutMs?: number): Promise<boolean> {
-    const run = this.vcpus[vcpu]!;
-    this.others.expectResume();
-    const stopped = gdb.nextStop();
-    const timer = timeoutMs === undefined ? undefined : setTimeout(() => void gdb.interrupt(), timeoutMs);
-    gdb.resume(`vCont;s:${threadId(vcpu)}`);
-    const { signal, asked } = await stopped;
-    clearTimeout(timer);
+    const done = await stepAlone(this.vcpus[vcpu]!, gdb, this.others, timeoutMs);
     this.#reply = undefined;
-    if (signal !== SIGTRAP && !asked) await this.others.stopped();
-    run.stepUnfinished = signal !== SIGTRAP;
-    forget(run);
-    return signal === SIGTRAP;
+    return done;
   }
 
   /**
@@ -373,63 +337,11 @@ export class RunControl {
   /** Ends a call of the handler that is over, and begins the next one that is due. */
   async #advance(vcpu: VcpuRun): Promise<void> {
     if (vcpu.hold?.answer) await this.#release(vcpu, vcpu.hold, vcpu.hold.answer);
-    if (vcpu.hold || vcpu.gone || this.#ending) return;
-    const next = vcpu.queue.shift();
-    if (next !== undefined) {
-      const encounter = 'settle' in next ? next : undefined;
-      this.#hold(
-        vcpu,
-        encounter,
-        () => encounter?.visit?.() ?? this.#owner.stop(vcpu.index, encounter?.stop ?? (next as Stop)),
-      );
-    } else if (vcpu.requested) {
-      vcpu.requested = false;
-      this.#hold(vcpu, undefined, () =>
-        then(this.#owner.request(vcpu.index), (crash) => (crash === undefined ? CONTINUE : CRASH)),
-      );
-    }
-  }
-
-  #hold(vcpu: VcpuRun, encounter: Encounter | undefined, call: () => Awaitable<Answer>): void {
-    const hold: Hold = {
-      encounter,
-      state: vcpu.state,
-      seen: vcpu.state,
-      registers: undefined,
-      exception: undefined,
-      answer: undefined,
-    };
-    vcpu.hold = hold;
-    const over = (answer: Answer) => {
-      hold.answer ??= answer;
-      this.#wake.raise();
-    };
-    // A handler that fails has no wish: the guest goes on as without it.
-    (async () => call())().then(over, () => over(CONTINUE));
+    if (!vcpu.hold && !vcpu.gone && !this.#ending) this.#holds.begin(vcpu);
   }
 
   async #release(vcpu: VcpuRun, hold: Hold, answer: Answer): Promise<void> {
-    const stopped = this.stopped(vcpu.index, this.#session!.gdb);
-    if (vcpu.absent || (await isElsewhere(stopped, hold))) return abandon(vcpu);
-    try {
-      if (hold.encounter) {
-        vcpu.stepOver = (await hold.encounter.settle(stopped, answer, hold.registers)) === 'step-over';
-      } else if (hold.registers) {
-        await writeReleasedRegisters(stopped, hold.registers);
-      }
-    } catch (error) {
-      // What the guest's own memory or tables do not allow is left undone, and the vCPU goes on.
-      if (this.#lost) throw error;
-    }
-    forget(vcpu);
-    vcpu.crashed = answer.action === 'crash';
-    if (hold.exception && !vcpu.crashed) {
-      const trap = await this.#owner.deliver(stopped, hold, answer);
-      if (trap) vcpu.queue.unshift(trap);
-      forget(vcpu);
-      vcpu.ahead = [];
-    }
-    vcpu.hold = undefined;
+    await this.#holds.end(vcpu, hold, answer, this.stopped(vcpu.index, this.#session!.gdb));
     if (hold.encounter && !this.#ending) await this.points.meetRest(vcpu);
   }
 
@@ -441,7 +353,7 @@ export class RunControl {
     for (const vcpu of willing)
       if (vcpu.stepOver || vcpu.stepping) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
     if (!(await session.mayRun())) {
-      await session.showPaused(this.vcpus[this.present[0]!]!);
+      await session.showPaused(this.#runs.first);
       // What was done for that is no stop of the guest's, as long as others have not let it run.
       if (this.others.paused) this.#reply = undefined;
       return;
@@ -497,19 +409,6 @@ export class RunControl {
     );
   }
 
-  /** The state of all vCPUs is read at once, and kept until they run. */
-  async #state(vcpu: VcpuRun, gdb: GdbClient): Promise<CpuState> {
-    if (vcpu.hold?.state) return vcpu.hold.state;
-    if (vcpu.state === undefined) {
-      const states = await this.#owner.readStates(gdb);
-      for (const other of this.vcpus) {
-        other.state = states.get(other.index);
-        if (other.hold) other.hold.seen = other.hold.state ??= other.state;
-      }
-    }
-    return vcpu.state!;
-  }
-
   /** Somebody else lets the VM run, and with it vCPUs that are held or stepped. */
   #resumed(): void {
     if (this.#session?.gdb.running !== false) return;
@@ -532,7 +431,7 @@ export class RunControl {
     await this.points.clear(gdb);
     for (const vcpu of this.vcpus) vcpu.reset();
     this.#session = undefined;
-    this.#left = await session.end(this.vcpus[this.present[0]!]!);
+    this.#left = await session.end(this.#runs.first);
     this.#reply = undefined;
   }
 
@@ -547,28 +446,4 @@ export class RunControl {
     this.#wake.raise();
     this.#owner.lost(error);
   }
-}
-
-/** Others have reset the VM, or loaded an older state: what was asked for was not about what is there now. */
-async function isElsewhere({ gdb, index }: StoppedVcpu, { seen }: Hold): Promise<boolean> {
-  if (!seen) return false;
-  const block = new Uint8Array(STATE_SIZE);
-  seen.writeBlock(block);
-  const now = await Promise.all([gdb.readRegister(index, 'rip'), gdb.readRegister(index, 'rsp')]);
-  return now[0] !== getRegister(block, 'rip') || now[1] !== getRegister(block, 'rsp');
-}
-
-function abandon(vcpu: VcpuRun): void {
-  vcpu.hold = undefined;
-  vcpu.stepOver = false;
-  vcpu.ahead = [];
-  vcpu.queue.length = 0;
-  forget(vcpu);
-}
-
-/** The registers of a vCPU are not what was read any more. */
-function forget(vcpu: VcpuRun): void {
-  vcpu.rip = undefined;
-  vcpu.state = undefined;
-  if (vcpu.hold) vcpu.hold.state = undefined;
 }

@@ -104,6 +104,21 @@ export class VcpuRun {
     return this.mayRun && !this.sitsOut;
   }
 
+  /** Its registers are not what was read any more. */
+  forget(): void {
+    this.rip = this.state = undefined;
+    if (this.hold) this.hold.state = undefined;
+  }
+
+  /** What it was stopped for, and what was wanted of it, is about what is not there any more. */
+  abandon(): void {
+    this.hold = undefined;
+    this.stepOver = false;
+    this.ahead = [];
+    this.queue.length = 0;
+    this.forget();
+  }
+
   /** Nothing is known of it, and nothing is to be done with it. */
   reset(): void {
     this.requested = this.stepping = this.stepOver = this.stepUnfinished = this.crashed = false;
