@@ -22,10 +22,12 @@ test('kvmi break on the embedded machine: by what the guest is seen, each hit, a
   assert.match(stderr, /3 hits in .*; the probe is removed/);
 });
 
+const FUNCTION = '__x64_sys_write';
+
 test('kvmi break on QEMU', { skip: whyNoLinuxGuest() ?? false }, async (t) => {
   const vm = await LinuxGuest.boot({ smp: 2 });
   t.after(() => vm.kill());
-  const [write] = Object.values(await symbolsOf(vm, ['__x64_sys_write']));
+  const [write] = Object.values(await symbolsOf(vm, [FUNCTION]));
   const address = `0x${write!.toString(16)}`;
 
   await t.test('Ctrl-C: the probe is removed, and the guest runs on', async () => {
@@ -38,12 +40,36 @@ test('kvmi break on QEMU', { skip: whyNoLinuxGuest() ?? false }, async (t) => {
     await vm.nextTicks(2, 60_000);
   });
 
-  await t.test('the VM is killed: the last line does not say that the probe is removed', async () => {
+  await t.test('somebody removes the gdbstub: the command says so, and the guest runs on', async () => {
     const breaking = new KvmiProcess(['break', `qemu:${vm.qmp}`, address, '-o', 'jsonl']);
+    await breaking.seen('stdout', /rip/, 3);
+    await vm.monitor.hmp('gdbserver none');
+    assert.equal((await breaking.ended).code, EXIT.peer.code, breaking.stderr);
+    assert.match(
+      breaking.stderr,
+      /QEMU has closed its gdbstub .*\[E_GDB_CLOSED\]\nhint: .*hook the VM again/,
+    );
+    assert.doesNotMatch(breaking.stderr, /the probe is removed/);
+    await vm.nextTicks(2, 60_000);
+  });
+
+  await t.test('the guest is reset: the command says that addresses may be others', async () => {
+    const breaking = new KvmiProcess(['break', `qemu:${vm.qmp}`, address, '-o', 'jsonl']);
+    await breaking.seen('stdout', /rip/, 3);
+    await vm.monitor.execute('system_reset');
+    await breaking.seen('stderr', /the guest was reset: .* begin again/);
+    breaking.kill('SIGINT');
+    await breaking.ended;
+    await vm.nextTicks(2, 180_000);
+  });
+
+  await t.test('the VM is killed: the last line does not say that the probe is removed', async () => {
+    const breaking = new KvmiProcess(['break', `qemu:${vm.qmp}`, FUNCTION, '-o', 'jsonl']);
     await breaking.seen('stdout', /rip/, 3);
     vm.process.kill('SIGKILL');
     assert.equal((await breaking.ended).code, EXIT.error.code, breaking.stderr);
-    assert.match(breaking.stderr, /the VM is gone, was let go, or could not be reached/);
+    assert.match(breaking.stderr, /the VM is gone/);
+    assert.match(breaking.stderr, /QEMU has ended, and not because its guest was shut down \[E_GONE\]/);
     assert.doesNotMatch(breaking.stderr, /the probe is removed/);
   });
 });

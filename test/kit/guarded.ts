@@ -14,8 +14,12 @@ import type { LinuxGuest } from './linux-guest.ts';
 const PATIENCE_MS = 20_000;
 const VICTIM = join(import.meta.dirname, '..', 'qemu', 'victim.js');
 
-export async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
-  for (const deadline = Date.now() + PATIENCE_MS; !(await condition()); ) {
+export async function until(
+  condition: () => boolean | Promise<boolean>,
+  what: string,
+  patience = PATIENCE_MS,
+): Promise<void> {
+  for (const deadline = Date.now() + patience; !(await condition()); ) {
     assert.ok(Date.now() < deadline, what);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }

@@ -13,6 +13,8 @@ import { Libvirt } from './libvirt.ts';
 
 /** The guest's clock on the console calls it ten times a second. */
 export const SYMBOL = '__x64_sys_write';
+/** No host takes longer to boot the guest. */
+const BOOT_MS = 180_000;
 
 /** A domain of a libvirt of our own with the guest of the tests, and what has to be true of it after each misfortune. */
 export class LibvirtDomain {
@@ -37,7 +39,7 @@ export class LibvirtDomain {
     try {
       await libvirt.virsh('define', libvirt.describeLinuxGuest(name));
       await libvirt.virsh('start', name);
-      await domain.ticking('after the start');
+      await domain.ticking('after the start', BOOT_MS);
       domain.#original = await domain.#bytesAtSymbol();
       assert.match(domain.#original, /^[0-9a-f]{16}$/);
       return domain;
@@ -131,9 +133,9 @@ export class LibvirtDomain {
     return existsSync(console) ? [...readFileSync(console, 'latin1').matchAll(/^tick /gm)].length : 0;
   }
 
-  async ticking(when: string): Promise<void> {
+  async ticking(when: string, patience?: number): Promise<void> {
     const before = this.#ticks();
-    await until(() => this.#ticks() > before + 1, `${when}: the guest's clock stands still`);
+    await until(() => this.#ticks() > before + 1, `${when}: the guest's clock stands still`, patience);
   }
 
   async #bytesAtSymbol(): Promise<string> {

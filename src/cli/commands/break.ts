@@ -52,7 +52,7 @@ async function removeProbe(probe: Probe): Promise<string | undefined> {
     return undefined;
   } catch (error) {
     if (error instanceof KvmiError && error.code === 'E_CLOSED') {
-      return 'the VM was gone, or let go, before the probe was removed';
+      return 'the VM is gone, or was let go, before the probe was removed';
     }
     return `the probe could not be removed: ${messageOf(error)}`;
   }
