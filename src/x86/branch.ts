@@ -7,8 +7,6 @@ export function branchTarget(instruction: Instruction, address: bigint): bigint 
   return BigInt.asUintN(64, address + BigInt(instruction.length) + instruction.immediate);
 }
 
-const REP = [0xf2, 0xf3];
-
 /** Opcodes that lead to where a register or memory says. */
 const INDIRECT: readonly ReadonlySet<number>[] = [
   // retf and ret, iret; the group with call and jmp.
@@ -17,26 +15,15 @@ const INDIRECT: readonly ReadonlySet<number>[] = [
   new Set([0x05, 0x07, 0x34, 0x35, 0xaa]),
 ];
 
-/** ins, outs, movs, cmps, stos, lods, scas. */
-function isString({ map, opcode }: Instruction): boolean {
-  return (
-    map === 0 &&
-    ((opcode >= 0x6c && opcode <= 0x6f) || (opcode >= 0xa4 && opcode <= 0xaf && opcode >> 1 !== 0x54))
-  );
-}
-
 /**
- * Whether the instruction at `address`, whose bytes are the first of `code`, may be the next one again once it was executed: a branch to
- * itself, or a string instruction that is repeated. Also true where the bytes do not tell.
+ * Whether the instruction at `address`, whose bytes are the first of `code`, is a branch that may lead to itself. Also true
+ * where the bytes do not tell.
  */
-export function mayLeadToItself(code: Uint8Array, address: bigint): boolean {
+export function mayBranchToItself(code: Uint8Array, address: bigint): boolean {
   const instruction = decode(code);
   if (instruction === undefined) return true;
   if (instruction.relative) return branchTarget(instruction, address) === address;
-  const { map, opcode, vector, prefixes } = instruction;
-  if (vector) return false;
-  if (isString(instruction)) return REP.some((prefix) => prefixes.includes(prefix));
-  return INDIRECT[map]?.has(opcode) ?? false;
+  return !instruction.vector && (INDIRECT[instruction.map]?.has(instruction.opcode) ?? false);
 }
 
 const JMP_NEAR = 0xe9;

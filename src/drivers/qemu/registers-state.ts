@@ -41,6 +41,15 @@ export async function readRegistersState(
   return states;
 }
 
+/** Whether a vCPU waits for an interrupt, also while the VM runs. */
+export async function isHalted(qmp: QmpConnection, vcpu: number): Promise<boolean> {
+  return isHaltedIn(await qmp.hmp('info registers', vcpu));
+}
+
+function isHaltedIn(registers: string): boolean {
+  return /HLT=1/.test(registers);
+}
+
 class RegistersCpu implements CpuState {
   readonly #block = new Uint8Array(STATE_SIZE);
   readonly #msrs: ReadonlyMap<number, bigint>;
@@ -72,7 +81,7 @@ class RegistersCpu implements CpuState {
     finishBlock(block, (index) => this.#msrs.get(index));
     this.rip = value('rip');
     // After a reset a vCPU is at the reset vector in real mode; an application processor waits there.
-    this.halted = /HLT=1/.test(text);
+    this.halted = isHaltedIn(text);
     this.started = !(this.rip === 0xfff0n && (value('cr0') & 1n) === 0n && this.halted);
   }
 

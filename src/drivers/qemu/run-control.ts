@@ -8,12 +8,13 @@ import type { Stopped } from './gdb-link.ts';
 import { Holds, type HoldsOwner } from './holds.ts';
 import { Others } from './others.ts';
 import type { QmpTransport } from './qmp.ts';
+import { isHalted } from './registers-state.ts';
 import { Signal } from './signal.ts';
 import { stepAlone } from './step-alone.ts';
 import { StepTurns, type Turn } from './step-turns.ts';
 import type { Hold, StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
 import { type Left, type StubOwner, StubSession } from './stub-session.ts';
-import { TrapPoints } from './trap-points.ts';
+import { type Place, TrapPoints } from './trap-points.ts';
 import { VcpuRuns } from './vcpu-runs.ts';
 import type { Workspace } from './workspace.ts';
 
@@ -233,10 +234,15 @@ export class RunControl {
       await this.#attach();
     } else if (gdb.running || this.#resumedByOthers) {
       const stopped = gdb.running ? gdb.nextStop() : undefined;
+      const bySelf = stopped && !this.#resumedByOthers && (await this.#endsBySelf(stopped));
       this.#resumedByOthers = false;
-      await gdb.interrupt();
+      if (!bySelf) await gdb.interrupt();
       await stopped;
     }
+  }
+
+  #endsBySelf(stopped: Promise<Stopped>): Promise<boolean> {
+    return this.#turns.endsBySelf(stopped, (vcpu) => isHalted(this.#qmp, vcpu).catch(() => true));
   }
 
   async #attach(): Promise<void> {
@@ -280,21 +286,19 @@ export class RunControl {
     const ran = await this.#whereRan(gdb);
     if (look) {
       const silent = ran.filter(([{ index }]) => index !== reported);
-      const may = await Promise.all(silent.map(([vcpu, rip]) => this.points.mayStop(vcpu, gdb, rip)));
+      const may = await Promise.all(silent.map(([vcpu, { rip }]) => this.points.mayStop(vcpu, gdb, rip)));
       const most = may.filter(Boolean).length;
       if (most > 0) this.others.stoppedAtOnce(await look, most, gdb.stops);
     }
     if (reported !== undefined && unknown(reported)) this.#strangers.add(reported);
-    for (const [vcpu, rip] of ran) await this.points.examine(vcpu, rip, reported === vcpu.index);
+    for (const [vcpu, place] of ran) await this.points.examine(vcpu, place, reported === vcpu.index);
   }
 
   /** Where the vCPUs are that ran. */
-  async #whereRan(gdb: GdbClient): Promise<(readonly [VcpuRun, bigint])[]> {
+  async #whereRan(gdb: GdbClient): Promise<(readonly [VcpuRun, Place])[]> {
     const read = () =>
       Promise.all(
-        this.vcpus
-          .filter(({ ran }) => ran)
-          .map(async (vcpu) => [vcpu, await gdb.readRegister(vcpu.index, 'rip')] as const),
+        this.vcpus.filter(({ ran }) => ran).map(async (vcpu) => [vcpu, await placeOf(vcpu, gdb)] as const),
       );
     try {
       return await read();
@@ -350,8 +354,11 @@ export class RunControl {
     const { gdb } = session;
     const willing = this.vcpus.filter(({ mayRun }) => mayRun);
     if (willing.length === 0 || gdb.running) return;
-    for (const vcpu of willing)
-      if (vcpu.stepOver || vcpu.stepping) vcpu.rip ??= await gdb.readRegister(vcpu.index, 'rip');
+    for (const vcpu of willing) {
+      const { rip, rcx, stepOver, stepping } = vcpu;
+      const known = rip !== undefined && (rcx !== undefined || !stepping);
+      if ((stepOver || stepping) && !known) Object.assign(vcpu, await placeOf(vcpu, gdb));
+    }
     if (!(await session.mayRun())) {
       await session.showPaused(this.#runs.first);
       // What was done for that is no stop of the guest's, as long as others have not let it run.
@@ -368,7 +375,8 @@ export class RunControl {
     this.others.expectResume();
     gdb.resume(this.#actions(turn));
     this.#resumedByOthers = false;
-    if (turn.running.length < willing.length) this.#turns.begin(turn, () => this.#stopAgain(gdb));
+    const othersSitOut = turn.running.length < willing.length;
+    this.#turns.begin(turn, othersSitOut ? () => this.#stopAgain(gdb) : undefined);
     void this.#lookBack(gdb);
   }
 
@@ -446,4 +454,12 @@ export class RunControl {
     this.#wake.raise();
     this.#owner.lost(error);
   }
+}
+
+async function placeOf({ index, stepping }: VcpuRun, gdb: GdbClient): Promise<Place> {
+  const [rip, rcx] = await Promise.all([
+    gdb.readRegister(index, 'rip'),
+    stepping ? gdb.readRegister(index, 'rcx') : undefined,
+  ]);
+  return { rip, rcx };
 }

@@ -79,6 +79,8 @@ export class VcpuRun {
   absent = false;
   /** rip at the last stop, undefined when it was changed since. */
   rip: bigint | undefined;
+  /** The same of rcx, where it steps. */
+  rcx: bigint | undefined;
   state: CpuState | undefined;
   /** Points where it is that are to be asked when what it met before them is settled. */
   ahead: readonly TrapPoint[] = [];
@@ -106,7 +108,7 @@ export class VcpuRun {
 
   /** Its registers are not what was read any more. */
   forget(): void {
-    this.rip = this.state = undefined;
+    this.rip = this.rcx = this.state = undefined;
     if (this.hold) this.hold.state = undefined;
   }
 
@@ -123,7 +125,7 @@ export class VcpuRun {
   reset(): void {
     this.requested = this.stepping = this.stepOver = this.stepUnfinished = this.crashed = false;
     this.waits = this.inSeries = this.sitsOut = false;
-    this.rip = this.state = undefined;
+    this.rip = this.rcx = this.state = undefined;
     this.ahead = [];
     this.queue.length = 0;
   }

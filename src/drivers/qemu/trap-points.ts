@@ -1,9 +1,15 @@
 import type { Stop } from '../../machine/stops.ts';
-import { MAX_LENGTH, mayLeadToItself } from '../../x86/index.ts';
+import { MAX_LENGTH, mayBranchToItself } from '../../x86/index.ts';
 import type { GdbClient } from './gdb.ts';
 import type { Encounter, StoppedVcpu, TrapPoint, VcpuRun } from './stopped-vcpu.ts';
 
 const HLT = 0xf4;
+/** Where a vCPU is; rcx, which tells how often a string instruction is still to be repeated, only of one that steps. */
+export interface Place {
+  readonly rip: bigint;
+  readonly rcx: bigint | undefined;
+}
+
 /** The trap points of a machine, by address, and what vCPUs meet there. Points do not touch guest memory. */
 export class TrapPoints {
   readonly #points = new Map<bigint, TrapPoint[]>();
@@ -74,11 +80,14 @@ export class TrapPoints {
     return vcpu.stepUnfinished || this.#points.size > 0;
   }
 
-  /** Finds out what a vCPU that ran and is now at `rip` has stopped for. `reported`: QEMU says that it was this vCPU. */
-  async examine(vcpu: VcpuRun, rip: bigint, reported: boolean): Promise<void> {
+  /** Finds out what a vCPU that ran and is now at a place has stopped for. `reported`: QEMU says that it was this vCPU. */
+  async examine(vcpu: VcpuRun, { rip, rcx }: Place, reported: boolean): Promise<void> {
     const moved = vcpu.rip !== rip;
-    const stepped = vcpu.stepUnfinished && (moved || (reported && (await this.#mayStay(vcpu, rip))));
+    // String instructions are repeated.
+    const progressed = moved || vcpu.rcx !== rcx;
+    const stepped = vcpu.stepUnfinished && (progressed || (reported && (await this.#mayStay(vcpu, rip))));
     vcpu.rip = rip;
+    vcpu.rcx = rcx;
     vcpu.state = undefined;
     if (reported) vcpu.stepUnfinished = false;
     // A step may end before its instruction (a start-up IPI); none of those at trap points leads back to itself.
@@ -95,11 +104,11 @@ export class TrapPoints {
   }
 
   /**
-   * Whether the instruction at `rip` may have been executed, and led to itself. Otherwise QEMU has ended the step before it,
+   * Whether the instruction at `rip` may have been executed, and changed nothing but led to itself. Otherwise QEMU has ended the step before it,
    * as something called the vCPU out of the guest just then.
    */
   async #mayStay({ index }: VcpuRun, rip: bigint): Promise<boolean> {
-    return mayLeadToItself(await this.#stopped(index).gdb.readVirtual(index, rip, MAX_LENGTH), rip);
+    return mayBranchToItself(await this.#stopped(index).gdb.readVirtual(index, rip, MAX_LENGTH), rip);
   }
 
   /** An instruction is to be executed: those points that are to be asked after what was settled are. */
