@@ -32,7 +32,9 @@ await machine.attach({
     putRegister(state, 'rax', getRegister(state, 'rax'));
     vcpu.writeRegisters(regsOf(state));
   },
-  closed() {},
+  closed(error) {
+    if (error) console.error(error.message);
+  },
 });
 for (const vcpu of machine.vcpus) await machine.arm({ kind: 'breakpoint', vcpu });
 await machine.memory.write(gpa, Uint8Array.of(0xcc));

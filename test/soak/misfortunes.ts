@@ -124,6 +124,8 @@ export const MISFORTUNES: readonly Misfortune[] = [
       if (!(await migrated(subject))) return;
       scene.leave('postmigrate');
       scene.later(async () => {
+        // It was over before kvmi could do anything: then the guest goes on here.
+        if (/copy is not to be used/.test(scene.host.stderr)) return scene.goOn();
         const destination = await subject.continued!(stream);
         await subject.kill();
         scene.replace(destination);

@@ -14,12 +14,21 @@ export function ended(name: string): KvmiError {
   });
 }
 
-/** `what` of the VM was copied while something of kvmi was in it. */
-export function copiedWithPatches(name: string, what: string, hint: string): KvmiError {
+export function snapshotSpoilt(name: string): KvmiError {
   return new KvmiError(
     'E_MIGRATION',
-    `${name}: ${what} was copied before kvmi was out of it: the copy is not to be used`,
-    { hint: `${hint}; make another one when nothing is hooked.` },
+    `a snapshot of ${name} was made with int3 in it: it is not to be used`,
+    {
+      hint: 'Delete that snapshot; make another one when nothing is hooked.',
+    },
+  );
+}
+
+export function copySpoilt(name: string): KvmiError {
+  return new KvmiError(
+    'E_MIGRATION',
+    `${name} was copied before kvmi was out of it: the copy is not to be used`,
+    { hint: 'Let the VM run here (`cont`); make another copy when nothing is hooked.' },
   );
 }
 

@@ -16,7 +16,7 @@ import { type LeftBehind, repairLeftBehind } from './guard/left-behind.ts';
 import { Repair } from './guard/repair.ts';
 import { identityOfVm, type VmIdentity } from './guard/vm-identity.ts';
 import { GuestRam } from './guest-ram.ts';
-import { copiedWithPatches, ended, migrated, stays } from './machine-errors.ts';
+import { copySpoilt, ended, migrated, snapshotSpoilt, stays } from './machine-errors.ts';
 import { MemoryCopies } from './memory-copies.ts';
 import { oneByOne } from './one-by-one.ts';
 import type { QmpAddress } from './open-qmp.ts';
@@ -367,8 +367,7 @@ export class QemuMachine implements Machine {
 
   /** One that has int3 in it would harm whoever uses it. */
   #snapshot(): void {
-    if (this.#patches.any)
-      this.#end(copiedWithPatches(this.name, 'a snapshot of it', 'Delete that snapshot'));
+    if (this.#patches.any) this.#end(snapshotSpoilt(this.name));
   }
 
   /** Everything is taken out of the VM, and it is left alone from then on. */
@@ -379,11 +378,7 @@ export class QemuMachine implements Machine {
     await this.#control.end(error);
     const { left } = this.#control;
     const spoilt = left === 'stopped' || (left === 'running' && this.#hadPatches);
-    this.#end(
-      spoilt
-        ? copiedWithPatches(this.name, 'it', 'Do not use the copy; let the VM run here (`cont`)')
-        : error,
-    );
+    this.#end(spoilt ? copySpoilt(this.name) : error);
   }
 
   /** The handler is not told anything any more. */
