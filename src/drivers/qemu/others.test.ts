@@ -6,7 +6,10 @@ import { Others } from './others.ts';
 import type { QmpConnection, QmpEvent } from './qmp.ts';
 
 /** As many flushes as the rules of the node tell apart, and what QEMU prints for each. */
-const TEXTS = ['Permission denied', 'No space left on device', 'File exists', 'Not a directory'];
+const TEXTS = [
+  ...['Permission denied', 'No space left on device', 'File exists', 'Not a directory'],
+  ...['Is a directory', 'File too large', 'Read-only file system', 'Broken pipe'],
+];
 
 /** A monitor of which the test says how often QEMU was told to stop. */
 class Monitor implements QmpConnection {
@@ -33,7 +36,7 @@ class Monitor implements QmpConnection {
       return answer;
     }
     if (command !== 'blockdev-add' || args.driver !== 'qcow2') return {};
-    const text = TEXTS[this.stops - 1] ?? 'Image is not in qcow2 format';
+    const text = TEXTS[Math.min(this.stops, TEXTS.length) - 1] ?? 'Image is not in qcow2 format';
     this.stops = 0;
     throw new KvmiError('E_QMP_COMMAND', `refused: ${text}`);
   }
@@ -125,6 +128,25 @@ describe('what others want of the run state', () => {
     await others.settle(0);
     assert.equal(await others.mayRun(0), true);
     monitor.stops = 1;
+    assert.equal(await others.mayRun(0), false);
+  });
+
+  test('more stops than QEMU tells at once: one after them is seen', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops = 20;
+    assert.equal(await others.mayRun(20), true);
+    monitor.stops = 1;
+    assert.equal(await others.mayRun(20), false);
+  });
+
+  test('one among more stops of ours than QEMU tells at once is seen', async () => {
+    const { monitor, others } = await begin();
+    monitor.stops++;
+    for (let i = 0; i < 20; i++) {
+      monitor.stops++;
+      others.expectStop();
+      await sleep(0);
+    }
     assert.equal(await others.mayRun(0), false);
   });
 

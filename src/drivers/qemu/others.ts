@@ -12,6 +12,9 @@ const COPIED_NOT = new Set(['failed', 'cancelled']);
 /** When a `stop` is seen later than this after a resume, a `cont` may have come since, which does nothing to a VM that runs. */
 const LATE_MS = 250;
 
+/** After so many stops of ours they are counted: QEMU tells no more than eight at once, and others' are among them. */
+const COUNT_AFTER = 4;
+
 /** What {@link Others} tells and asks. */
 export interface OthersOwner {
   /** Somebody else lets the VM run. */
@@ -37,6 +40,8 @@ export class Others {
   #counted = 0;
   /** Stops that QEMU counts and the gdbstub does not report, and others' that have been taken into account. */
   #known = 0;
+  /** Stops of ours since the last look. */
+  #uncounted = 0;
   /** What is counted at the next look says nothing of what others want. */
   #void = false;
   /** RESUME events that will come because of us. */
@@ -70,7 +75,7 @@ export class Others {
 
   /** To be called before the gdbstub is attached, with whether the VM ran when that was asked last. */
   async begin(ran: boolean): Promise<void> {
-    this.#counted = this.#known = this.#resumesDue = this.#copies = 0;
+    this.#counted = this.#known = this.#uncounted = this.#resumesDue = this.#copies = 0;
     this.#void = false;
     this.#paused = !ran;
     this.#active = true;
@@ -98,6 +103,7 @@ export class Others {
   /** QEMU is told to stop the VM by us, and the gdbstub will not report it. */
   expectStop(): void {
     this.#known++;
+    if (++this.#uncounted >= COUNT_AFTER) void this.look();
   }
 
   /** The gdbstub says that somebody else stopped the VM. What is in force is what they asked last. */
@@ -112,6 +118,7 @@ export class Others {
   async look(): Promise<boolean> {
     if (this.#look) await inTime(this.#look);
     if (this.#look) return false;
+    this.#uncounted = 0;
     const look = this.#counter.take().then(
       (stops) => {
         this.#counted += stops;
@@ -132,7 +139,7 @@ export class Others {
    * was called right after the stop.
    */
   stoppedAtOnce(looked: boolean, most: number, reported: number): void {
-    if (looked) this.#known += Math.min(most, Math.max(0, this.#excess(reported)));
+    if (looked) this.#known += Math.min(most, this.#excess(reported));
     // They cannot be told from others' any more. A stop that is lost harms less than a guest that nobody lets run.
     else this.#void = true;
   }
@@ -223,13 +230,17 @@ export class Others {
     if (running && this.#paused) this.#letRun();
   }
 
+  /** After a look: how many stops are not accounted for. When there were more than QEMU tells at once that is not known. */
   #excess(reported: number): number {
-    return this.#counted - this.#known - reported;
+    const excess = this.#counted - this.#known - reported;
+    if (excess >= 0) return excess;
+    this.#counted -= excess;
+    return 0;
   }
 
   /** How often others have stopped the VM since the last look. */
   #takeExcess(reported: number): number {
-    const excess = Math.max(0, this.#excess(reported));
+    const excess = this.#excess(reported);
     const meant = this.#void ? 0 : excess;
     this.#known += excess;
     this.#void = false;
