@@ -31,13 +31,18 @@ export class Interruption {
   #last: { readonly name: string; readonly at: number } | undefined;
   /** Called for a second signal, with what is still to be undone. */
   onInsistence: (undoing: readonly string[]) => void = () => {};
+  /** Called when the process is to be stopped (Ctrl-Z), and is not because something would be left undone meanwhile. */
+  onRefusedStop: () => void = () => {};
 
   /**
    * @param timeout in milliseconds; undefined: none.
    * @param signals false: they are left to somebody else.
    */
   constructor(timeout?: number, signals = true) {
-    if (signals) for (const name of Object.keys(SIGNALS)) process.on(name, this.#signalled);
+    if (signals) {
+      for (const name of Object.keys(SIGNALS)) process.on(name, this.#signalled);
+      process.on('SIGTSTP', this.#stopped);
+    }
     if (timeout !== undefined) this.#timer = setTimeout(() => this.end('timeout'), timeout);
   }
 
@@ -68,7 +73,14 @@ export class Interruption {
   dispose(): void {
     clearTimeout(this.#timer);
     for (const name of Object.keys(SIGNALS)) process.off(name, this.#signalled);
+    process.off('SIGTSTP', this.#stopped);
   }
+
+  /** A guest would stand still as soon as it comes to what is armed. */
+  readonly #stopped = (): void => {
+    if (this.undone) process.kill(process.pid, 'SIGSTOP');
+    else this.onRefusedStop();
+  };
 
   readonly #signalled = (name: string): void => {
     const reason = SIGNALS[name]!;

@@ -18,6 +18,10 @@ import { Stdout } from './stdout.ts';
 
 /** What a command that was told to end may still take for it. */
 const GRACE_MS = 15_000;
+/** A reader that takes nothing for so long is told of. */
+const UNREAD_MS = 3000;
+/** What is printed on the way out is for a reader who still reads. */
+const LAST_MS = 1000;
 const STDERR = 2;
 /** With this verbosity nothing is shown. */
 const SILENT = -2;
@@ -90,6 +94,8 @@ class Execution {
   readonly #interruption: Interruption;
   readonly #stdout: Stdout;
   readonly #reasons: string[] = [];
+  readonly #unread: NodeJS.Timeout | undefined;
+  #writing = false;
   readonly #context: Context;
   /** Rows of the command, before filters. */
   #rows = 0;
@@ -101,6 +107,8 @@ class Execution {
     this.#interruption = interruption;
     this.#stdout = stdout;
     this.#context = this.#makeContext(invocation.settings);
+    if (this.#command.stream) this.#unread = this.#watchReader();
+    void whenAborted(interruption.signal).then(() => setTimeout(() => stdout.giveUp(), LAST_MS).unref());
     interruption.onInsistence = (undoing) =>
       this.#context.log.warn(
         `still ${undoing.join(', ')}, where what is armed is taken back first; once more ends kvmi at once and leaves that to the guard`,
@@ -108,6 +116,8 @@ class Execution {
   }
 
   async run(): Promise<number> {
+    this.#interruption.onRefusedStop = () =>
+      this.#context.log.warn('kvmi does not stop while it has a VM, which would stand still; Ctrl-C ends it');
     const work = this.#print();
     const overdue = this.#overdue();
     try {
@@ -186,10 +196,26 @@ class Execution {
     const destination = { terminal, theme, ...(width !== undefined && { width }) };
     let lines = 0;
     for await (const line of render(output, outputSettings, destination)) {
-      await this.#stdout.write(`${line}\n`);
+      await this.#emit(`${line}\n`);
       lines++;
     }
     if (lines === 0) this.#tellNothing(outputSettings);
+  }
+
+  async #emit(text: string): Promise<void> {
+    this.#unread?.refresh();
+    this.#writing = true;
+    await this.#stdout.write(text);
+    this.#writing = false;
+  }
+
+  /** Commands whose rows are events hold the guest until these are read. */
+  #watchReader(): NodeJS.Timeout {
+    const unread = setTimeout(() => {
+      if (this.#writing)
+        this.#context.log.warn('what is printed is not read: the guest stands still until it is');
+    }, UNREAD_MS);
+    return unread.unref();
   }
 
   async *#counted(rows: AsyncIterable<Row>): AsyncGenerator<Row> {

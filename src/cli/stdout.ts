@@ -10,6 +10,7 @@ export class Stdout {
   readonly #onClosed: () => void;
   #opened: NodeJS.WriteStream | undefined;
   #closed = false;
+  readonly #waiting = new Set<() => void>();
 
   /** @param onClosed called when nobody reads any more. */
   constructor(onClosed: () => void) {
@@ -35,7 +36,17 @@ export class Stdout {
   write(bytes: Uint8Array | string): Promise<void> {
     if (this.#closed) return Promise.resolve();
     return new Promise((resolve) => {
-      this.#stream.write(bytes, () => resolve());
+      this.#waiting.add(resolve);
+      this.#stream.write(bytes, () => {
+        this.#waiting.delete(resolve);
+        resolve();
+      });
     });
+  }
+
+  /** A reader that does not read is not waited for any more. */
+  giveUp(): void {
+    this.#closed = true;
+    for (const resolve of this.#waiting) resolve();
   }
 }

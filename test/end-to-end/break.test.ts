@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { test } from 'node:test';
 import { EXIT } from '../../src/cli/exit-codes.ts';
 import { symbolsOf } from '../kit/kernel-text.ts';
-import { KvmiProcess, kvmi } from '../kit/kvmi-process.ts';
+import { KVMI, KvmiProcess, kvmi } from '../kit/kvmi-process.ts';
 import { LinuxGuest, whyNoLinuxGuest } from '../kit/linux-guest.ts';
 
 test('kvmi break on the embedded machine: by what the guest is seen, each hit, and that nothing is left', async () => {
@@ -23,6 +25,8 @@ test('kvmi break on the embedded machine: by what the guest is seen, each hit, a
 });
 
 const FUNCTION = '__x64_sys_write';
+/** The kernel calls it all the time. */
+const BUSY = 'ktime_get';
 
 test('kvmi break on QEMU', { skip: whyNoLinuxGuest() ?? false }, async (t) => {
   const vm = await LinuxGuest.boot({ smp: 2 });
@@ -37,6 +41,34 @@ test('kvmi break on QEMU', { skip: whyNoLinuxGuest() ?? false }, async (t) => {
     breaking.kill('SIGINT');
     assert.equal((await breaking.ended).code, EXIT.interrupted.code);
     assert.match(breaking.stderr, /the probe is removed/);
+    await vm.nextTicks(2, 60_000);
+  });
+
+  await t.test('Ctrl-Z: the command goes on, and says why; so does the guest', async () => {
+    const breaking = new KvmiProcess(['break', `qemu:${vm.qmp}`, address, '-o', 'jsonl']);
+    await breaking.seen('stdout', /rip/, 3);
+    breaking.kill('SIGTSTP');
+    await breaking.seen('stderr', /does not stop while it has a VM/);
+    await vm.nextTicks(2, 60_000);
+    breaking.kill('SIGINT');
+    assert.equal((await breaking.ended).code, EXIT.interrupted.code);
+  });
+
+  await t.test('nobody reads what is printed: the command says so, and ends when it is told to', async () => {
+    const options = [KVMI, 'break', `qemu:${vm.qmp}`, BUSY, '-o', 'jsonl'];
+    const breaking = spawn(process.execPath, options, { stdio: ['ignore', 'pipe', 'pipe'] });
+    let stderr = '';
+    const told = new Promise<void>((resolve) => {
+      breaking.stderr.on('data', (text) => {
+        stderr += text;
+        if (/what is printed is not read: the guest stands still/.test(stderr)) resolve();
+      });
+    });
+    await told;
+    const ended = once(breaking, 'exit');
+    breaking.kill('SIGINT');
+    assert.deepEqual(await ended, [EXIT.interrupted.code, null], stderr);
+    assert.doesNotMatch(stderr, /did not end/);
     await vm.nextTicks(2, 60_000);
   });
 

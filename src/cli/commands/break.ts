@@ -143,7 +143,11 @@ export const breakCommand = command({
       const hits = new Mailbox<Row>();
       const summary = new Summary();
       const end = (): void => hits.end();
-      machine.onReset = () => context.log.warn(afterReset(gva));
+      machine.onReset = () => {
+        // A reset is several to QEMU.
+        machine.onReset = () => {};
+        context.log.warn(afterReset(gva));
+      };
       context.signal.addEventListener('abort', end, { once: true });
       void guest.closed.then(end);
       const report = (hit: ProbeHit): Awaitable<void> => {

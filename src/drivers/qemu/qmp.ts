@@ -145,6 +145,9 @@ function processId(value: unknown): number | undefined {
 
 /** QEMU refused a command. */
 export function qmpCommandError(command: string, errorClass: string, text: string, where: string): KvmiError {
+  // Of the process that shares its connection.
+  if (errorClass === 'E_QMP_TIMEOUT')
+    return new KvmiError(errorClass, text, { data: { command, path: where } });
   return new KvmiError('E_QMP_COMMAND', `QEMU at ${where} refused ${command}: ${text}`, {
     data: { command, class: errorClass, text, where },
   });

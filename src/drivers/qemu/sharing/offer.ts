@@ -138,7 +138,7 @@ export class Offer {
     } catch (error) {
       const { code, data } = error as Partial<KvmiError>;
       if (code === 'E_QMP_COMMAND') return { id, error: { class: data?.class, desc: data?.text } };
-      if (code === 'E_QMP_TIMEOUT') return { id, error: { class: 'GenericError', desc: messageOf(error) } };
+      if (code === 'E_QMP_TIMEOUT') return { id, error: { class: code, desc: messageOf(error) } };
       return undefined;
     }
   }
