@@ -140,7 +140,7 @@ export class BreakpointTrap implements TrapPoint {
       settle: async (vcpu) => {
         await undeliver(vcpu, delivery);
         await vcpu.gdb.writePhysical(gpa, Uint8Array.of(original));
-        await this.#control.stepAlone(vcpu.index, vcpu.gdb, STEP_MS);
+        await this.#control.stepAlone(vcpu.index, vcpu.gdb, { timeoutMs: STEP_MS });
         await vcpu.gdb.writePhysical(gpa, Uint8Array.of(INT3));
         return 'run';
       },

@@ -1,5 +1,4 @@
 import { getRegister, STATE_SIZE } from '../../abi/state.ts';
-import { RFLAGS_TF } from '../../abi/x86.ts';
 import { KvmiError } from '../../error.ts';
 import type { PhysicalMemory } from '../../machine/memory.ts';
 import { pagingOf } from '../../machine/paging.ts';
@@ -7,18 +6,18 @@ import type { CpuidLeaf } from '../../machine/vcpu.ts';
 import { readVirtual } from '../../machine/virtual-memory.ts';
 import type { CpuState } from './cpu-state.ts';
 import { segmentSelector } from './cpu-state.ts';
+import { stepCpuid } from './cpuid-step.ts';
 import { readGate } from './descriptors.ts';
 import type { GdbClient } from './gdb.ts';
-import { type BorrowedVcpu, borrowedVcpu } from './guard/borrowed-vcpu.ts';
+import type { BorrowedVcpu } from './guard/borrowed-vcpu.ts';
 import { findOpcode, kernelPaging } from './kernel-code.ts';
 import type { RunControl } from './run-control.ts';
-import type { StoppedVcpu } from './stopped-vcpu.ts';
+import { hasMoved, type StoppedVcpu } from './stopped-vcpu.ts';
 
 const CPUID = [0x0f, 0xa2] as const;
 const USER_TABLE = 0x1000n;
-const LOW = 0xffffffffn;
-/** A halted vCPU executes its next instruction when an interrupt wakes it: a timer, as a rule. */
-const WAKE_TIMEOUT_MS = 2000;
+/** Others who let the VM run all the time do not let its state be read. */
+const FRESH_TRIES = 20;
 
 const CR4_OSXSAVE = 1n << 18n;
 const CR4_PKE = 1n << 22n;
@@ -84,57 +83,37 @@ export class CpuidReader {
   }
 
   async #run(vcpu: StoppedVcpu, leaf: number, subleaf: number): Promise<CpuidLeaf> {
-    const { gdb, index } = vcpu;
     const block = new Uint8Array(STATE_SIZE);
-    (await vcpu.state()).writeBlock(block);
+    const state = await this.#fresh(vcpu);
+    state.writeBlock(block);
     const gadget = await this.#findGadget(block);
-    const before = await gdb.readRegisters(index);
-    const write = (name: string, value: bigint) => gdb.writeRegister(index, name, value);
-    const user = (segmentSelector(block, 'ss') & 3) !== 0;
-    const userTable = user && (getRegister(block, 'cr3') & USER_TABLE) !== 0n;
-    const general = ['rax', 'rbx', 'rcx', 'rdx'] as const;
-    const own: (readonly [name: string, value: bigint])[] = [
-      ...general.map((name) => [name, getRegister(block, name)] as const),
-      ['eflags', getRegister(block, 'rflags')],
-      ...(userTable ? [['cr3', getRegister(block, 'cr3')] as const] : []),
-      ...(user
-        ? (['cs', 'ss'] as const).map((name) => [name, BigInt(segmentSelector(block, name))] as const)
-        : []),
-      // In 32-bit code rip is cut by the segment that is loaded then.
-      ['rip', getRegister(block, 'rip')],
-    ];
-    this.#onBorrow(borrowedVcpu(index, own));
-    if (user) {
-      const gate = await readGate(this.#memory, pagingOf(block), block, 3);
-      if (gate === undefined) throw noGadget('the guest has no code segment for ring 0');
-      await write('cs', BigInt(gate.selector & ~3));
-      await write('ss', 0n);
-      if (userTable) await write('cr3', getRegister(block, 'cr3') & ~USER_TABLE);
-    }
-    await write('eflags', getRegister(block, 'rflags') & ~RFLAGS_TF);
-    await write('rax', BigInt(leaf >>> 0));
-    await write('rcx', BigInt(subleaf >>> 0));
-    await write('rip', gadget);
-    let values: CpuidLeaf;
-    try {
-      const done = await this.#control.stepAlone(index, gdb, WAKE_TIMEOUT_MS);
-      const read = async (name: string) => Number((await gdb.readRegister(index, name)) & LOW);
-      const executed = done && (await gdb.readRegister(index, 'rip')) === gadget + 2n;
-      if (!executed) throw noGadget(`vCPU ${index} is halted and no interrupt woke it`);
-      values = {
-        eax: await read('rax'),
-        ebx: await read('rbx'),
-        ecx: await read('rcx'),
-        edx: await read('rdx'),
-      };
-    } finally {
-      for (const [name, value] of own) await write(name, value);
-      this.#onBorrow(null);
-    }
-    if (!before.equals(await gdb.readRegisters(index))) {
-      throw new KvmiError('E_QEMU_STATE', `vCPU ${index} did not get its registers back after cpuid`);
-    }
+    const mode = (segmentSelector(block, 'ss') & 3) === 0 ? [] : await this.#ring0(block);
+    const step = { vcpu, block, halted: state.halted, gadget, mode, leaf, subleaf };
+    const values = await stepCpuid(this.#control, step, this.#onBorrow);
+    if (values === undefined) throw noGadget(`vCPU ${vcpu.index} is halted and no interrupt woke it`);
     return values;
+  }
+
+  /** The state of a vCPU as it is now: others may have let it run since it was read. */
+  async #fresh(vcpu: StoppedVcpu): Promise<CpuState> {
+    for (let tries = 0; tries < FRESH_TRIES; tries++) {
+      const state = await vcpu.state();
+      if (!(await hasMoved(vcpu, state))) return state;
+      vcpu.changed();
+    }
+    throw noGadget('somebody lets the VM run again and again');
+  }
+
+  /** The registers by which a vCPU that is in user mode executes code of the kernel. */
+  async #ring0(block: Uint8Array): Promise<(readonly [name: string, value: bigint])[]> {
+    const gate = await readGate(this.#memory, pagingOf(block), block, 3);
+    if (gate === undefined) throw noGadget('the guest has no code segment for ring 0');
+    const cr3 = getRegister(block, 'cr3');
+    return [
+      ['cs', BigInt(gate.selector & ~3)],
+      ['ss', 0n],
+      ...(cr3 & USER_TABLE ? [['cr3', cr3 & ~USER_TABLE] as const] : []),
+    ];
   }
 
   async #findGadget(block: Uint8Array): Promise<bigint> {

@@ -50,6 +50,7 @@ class Stub extends Duplex {
   #answer(packet: string): void {
     if (packet === 'c') this.running = this.resumes;
     else if (packet === 'qC') this.#say('QCp01.01');
+    else if (packet === '?') this.#say(WHY);
     else this.#say(`answer to ${packet}`);
   }
 
@@ -60,7 +61,10 @@ class Stub extends Duplex {
 
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 
-type Step = 'refuse' | 'command' | 'two' | 'resume' | 'interrupt' | 'take' | 'cont' | 'stop' | 'trap';
+/** What `?` is answered: a stop reply, but of another vCPU than all stops. */
+const WHY = 'T05thread:p01.02;';
+
+type Step = 'refuse' | 'command' | 'why' | 'two' | 'resume' | 'interrupt' | 'take' | 'cont' | 'stop' | 'trap';
 const STEPS = ['command', 'two', 'resume', 'interrupt', 'take', 'cont', 'stop', 'trap'] as const;
 
 describe('packets to the gdbstub while others let the guest run and stop it', () => {
@@ -84,6 +88,9 @@ describe('packets to the gdbstub while others let the guest run and stop it', ()
         stub.resumes = false;
       },
       command: ask,
+      why: () => {
+        answers.push(link.command('?').then((answer) => assert.equal(answer, WHY)));
+      },
       two: () => {
         ask();
         ask();
@@ -135,6 +142,10 @@ describe('packets to the gdbstub while others let the guest run and stop it', ()
     { steps: ['resume', 'take', 'interrupt', 'stop', 'take'], asked: [false] },
     { steps: ['resume', 'take', 'interrupt', 'trap', 'take'], asked: [false] },
     { steps: ['cont', 'command', 'take'], asked: [true] },
+    { steps: ['cont', 'why', 'take'], asked: [true] },
+    { steps: ['why', 'take'], asked: [] },
+    { steps: ['cont', 'trap', 'why', 'take'], asked: [false] },
+    { steps: ['cont', 'why', 'trap', 'take'], asked: [false] },
     { steps: ['command', 'cont', 'stop', 'take'], asked: [false] },
     // What is resumed goes on: nothing to be told of.
     { steps: ['cont', 'resume', 'take', 'interrupt', 'take'], asked: [true] },

@@ -207,10 +207,11 @@ export class GdbLink {
     pending.resolve(payload);
   }
 
-  /** Whether a stop reply is what was asked with `?`. */
+  /** Whether a stop reply is what was asked with `?`: its shield was answered, or lost, which is a stop of its own. */
   #isAnswer(): boolean {
     const [pending] = this.#pending;
-    return pending?.command === '?' && pending.write !== this.#writes[0];
+    if (pending?.command !== '?') return false;
+    return pending.write !== this.#writes[0] || this.#undecided?.signal === SIGINT;
   }
 
   #shielded(): void {

@@ -1,8 +1,7 @@
-import { getRegister, STATE_SIZE } from '../../abi/state.ts';
 import { type Awaitable, then } from '../../awaitable.ts';
 import { type Answer, CONTINUE, CRASH, type Stop } from '../../machine/stops.ts';
 import { writeReleasedRegisters } from './registers.ts';
-import type { Encounter, Hold, StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
+import { type Encounter, type Hold, hasMoved, type StoppedVcpu, type VcpuRun } from './stopped-vcpu.ts';
 
 /** The handler behind {@link Holds}, and what becomes of its answers. */
 export interface HoldsOwner {
@@ -86,10 +85,6 @@ export class Holds {
 }
 
 /** Others have reset the VM, or loaded an older state: what was asked for was not about what is there now. */
-async function isElsewhere({ gdb, index }: StoppedVcpu, { seen }: Hold): Promise<boolean> {
-  if (!seen) return false;
-  const block = new Uint8Array(STATE_SIZE);
-  seen.writeBlock(block);
-  const now = await Promise.all([gdb.readRegister(index, 'rip'), gdb.readRegister(index, 'rsp')]);
-  return now[0] !== getRegister(block, 'rip') || now[1] !== getRegister(block, 'rsp');
+async function isElsewhere(vcpu: StoppedVcpu, { seen }: Hold): Promise<boolean> {
+  return seen !== undefined && (await hasMoved(vcpu, seen));
 }

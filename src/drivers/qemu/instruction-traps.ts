@@ -146,14 +146,14 @@ export class InstructionTraps implements TrapPoint {
     const own = (Object.keys(source) as GeneralRegister[]).map(
       (name) => [name, getRegister(wanted, name)] as const,
     );
+    const after: (readonly [name: string, value: bigint])[] = [...own];
+    if (moved) after.push(['rip', getRegister(wanted, 'rip') + BigInt(write.length)]);
     this.#onBorrow(borrowedVcpu(vcpu.index, own));
-    await writeChangedRegisters(vcpu.gdb, vcpu.index, regsOf(during), regsOf(block));
-    await this.#control.stepAlone(vcpu.index, vcpu.gdb);
-    for (const [name, content] of own) await vcpu.gdb.writeRegister(vcpu.index, name, content);
+    await this.#control.stepAlone(vcpu.index, vcpu.gdb, {
+      prepare: () => writeChangedRegisters(vcpu.gdb, vcpu.index, regsOf(during), regsOf(block)),
+    });
+    await Promise.all(after.map(([name, content]) => vcpu.gdb.writeRegister(vcpu.index, name, content)));
     this.#onBorrow(null);
-    if (moved) {
-      await vcpu.gdb.writeRegister(vcpu.index, 'rip', getRegister(wanted, 'rip') + BigInt(write.length));
-    }
     return 'run';
   }
 

@@ -10,7 +10,7 @@ import { Others } from './others.ts';
 import type { QmpTransport } from './qmp.ts';
 import { isHalted } from './registers-state.ts';
 import { Signal } from './signal.ts';
-import { stepAlone } from './step-alone.ts';
+import { runAlone, type StepAlone, stepAlone } from './step-alone.ts';
 import { StepTurns, type Turn } from './step-turns.ts';
 import type { Hold, StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
 import { type Left, type StubOwner, StubSession } from './stub-session.ts';
@@ -172,10 +172,16 @@ export class RunControl {
   }
 
   /** As {@link stepAlone} says, with every vCPU stopped. */
-  async stepAlone(vcpu: number, gdb: GdbClient, timeoutMs?: number): Promise<boolean> {
-    const done = await stepAlone(this.vcpus[vcpu]!, gdb, this.others, timeoutMs);
+  async stepAlone(vcpu: number, gdb: GdbClient, how: StepAlone = {}): Promise<boolean> {
+    const done = await stepAlone(this.vcpus[vcpu]!, gdb, this.others, how);
     this.#reply = undefined;
     return done;
+  }
+
+  /** As {@link runAlone} says, with every vCPU stopped. */
+  async runAlone(vcpu: number, gdb: GdbClient, timeoutMs: number): Promise<void> {
+    await runAlone(this.vcpus[vcpu]!, gdb, this.others, timeoutMs);
+    this.#reply = undefined;
   }
 
   /**
@@ -287,8 +293,8 @@ export class RunControl {
     if (look) {
       const silent = ran.filter(([{ index }]) => index !== reported);
       const may = await Promise.all(silent.map(([vcpu, { rip }]) => this.points.mayStop(vcpu, gdb, rip)));
-      const most = may.filter(Boolean).length;
-      if (most > 0) this.others.stoppedAtOnce(await look, most, gdb.stops);
+      // However many they are, QEMU stops the VM once for those that come while it is being stopped.
+      if (may.includes(true)) this.others.stoppedAtOnce(await look, 1, gdb.stops);
     }
     if (reported !== undefined && unknown(reported)) this.#strangers.add(reported);
     for (const [vcpu, place] of ran) await this.points.examine(vcpu, place, reported === vcpu.index);
@@ -421,6 +427,7 @@ export class RunControl {
   #resumed(): void {
     if (this.#session?.gdb.running !== false) return;
     this.#resumedByOthers = true;
+    for (const vcpu of this.vcpus) vcpu.sitsOut = false;
     const alone = this.vcpus.some(({ hold, stepping }) => hold ?? stepping);
     if (alone) this.exclusive(async () => {}).catch(() => {});
   }

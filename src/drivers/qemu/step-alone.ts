@@ -1,44 +1,74 @@
 import { SIGTRAP, threadId } from '../../rsp/stop-reply.ts';
 import type { GdbClient } from './gdb.ts';
+import type { Stopped } from './gdb-link.ts';
 import type { Others } from './others.ts';
 import type { VcpuRun } from './stopped-vcpu.ts';
 
 /** How many steps of QEMU's it takes to execute an instruction, at most. */
 const TRIES = 16;
 
+/** How an instruction is executed alone. */
+export interface StepAlone {
+  /** How long a halted vCPU may wait for an interrupt; without it, as long as it takes. */
+  readonly timeoutMs?: number;
+  /**
+   * Sends what is to be done before it. That goes out in one piece with the step: somebody else's `cont` in between would let
+   * the guest run with what is only meant for the instruction.
+   */
+  readonly prepare?: () => Promise<unknown>;
+  /** Where the instruction is, if `prepare` sends the vCPU elsewhere. */
+  readonly at?: bigint;
+}
+
 /**
  * Executes one instruction on a vCPU, while the others stay stopped; one that leads to itself several times. False when
- * the vCPU is halted and no interrupt has woken it within `timeoutMs`.
+ * the vCPU is halted and no interrupt has woken it in time.
  */
 export async function stepAlone(
   vcpu: VcpuRun,
   gdb: GdbClient,
   others: Others,
-  timeoutMs?: number,
+  { timeoutMs, prepare, at }: StepAlone,
 ): Promise<boolean> {
-  const before = await gdb.readRegister(vcpu.index, 'rip');
+  const from = at ?? (await gdb.readRegister(vcpu.index, 'rip'));
   for (let tries = 0; tries < TRIES; tries++) {
-    if (!(await stepOnce(vcpu, gdb, others, timeoutMs))) return false;
-    if ((await gdb.readRegister(vcpu.index, 'rip')) !== before) break;
+    const { signal } = await runOnce('s', vcpu, gdb, others, {
+      timeoutMs,
+      prepare: tries === 0 ? prepare : undefined,
+    });
+    if (signal !== SIGTRAP) return false;
+    if ((await gdb.readRegister(vcpu.index, 'rip')) !== from) break;
   }
   return true;
 }
 
-/** One step of QEMU's, which ends before the instruction when something calls the vCPU out of the guest just then. */
-async function stepOnce(
+/** Lets a vCPU run, while the others stay stopped, to a breakpoint, or for `timeoutMs`. */
+export async function runAlone(
   vcpu: VcpuRun,
   gdb: GdbClient,
   others: Others,
-  timeoutMs: number | undefined,
-): Promise<boolean> {
+  timeoutMs: number,
+): Promise<void> {
+  await runOnce('c', vcpu, gdb, others, { timeoutMs });
+}
+
+/** A step of QEMU's ends before the instruction when something calls the vCPU out of the guest just then. */
+async function runOnce(
+  action: 's' | 'c',
+  vcpu: VcpuRun,
+  gdb: GdbClient,
+  others: Others,
+  { timeoutMs, prepare }: { timeoutMs: number | undefined; prepare?: StepAlone['prepare'] | undefined },
+): Promise<Stopped> {
   others.expectResume();
-  const stopped = gdb.nextStop();
+  const stopping = gdb.nextStop();
   const timer = timeoutMs === undefined ? undefined : setTimeout(() => void gdb.interrupt(), timeoutMs);
-  gdb.resume(`vCont;s:${threadId(vcpu.index)}`);
-  const { signal, asked } = await stopped;
+  const prepared = prepare?.();
+  gdb.resume(`vCont;${action}:${threadId(vcpu.index)}`);
+  const [stopped] = await Promise.all([stopping, prepared]);
   clearTimeout(timer);
-  if (signal !== SIGTRAP && !asked) await others.stopped();
-  vcpu.stepUnfinished = signal !== SIGTRAP;
+  if (stopped.signal !== SIGTRAP && !stopped.asked) await others.stopped();
+  if (action === 's') vcpu.stepUnfinished = stopped.signal !== SIGTRAP;
   vcpu.forget();
-  return signal === SIGTRAP;
+  return stopped;
 }

@@ -1,3 +1,4 @@
+import { getRegister, STATE_SIZE } from '../../abi/state.ts';
 import type { Awaitable } from '../../awaitable.ts';
 import type { Answer, Stop } from '../../machine/stops.ts';
 import type { Exception } from '../../machine/vcpu.ts';
@@ -12,6 +13,14 @@ export interface StoppedVcpu {
   state(): Promise<CpuState>;
   /** To be called when the vCPU's registers were changed: the state is read anew. */
   changed(): void;
+}
+
+/** Whether a vCPU is not any more where it was in `state`: others have let it run. */
+export async function hasMoved({ gdb, index }: StoppedVcpu, state: CpuState): Promise<boolean> {
+  const block = new Uint8Array(STATE_SIZE);
+  state.writeBlock(block);
+  const now = await Promise.all([gdb.readRegister(index, 'rip'), gdb.readRegister(index, 'rsp')]);
+  return now[0] !== getRegister(block, 'rip') || now[1] !== getRegister(block, 'rsp');
 }
 
 /** What a vCPU met at a {@link TrapPoint}, for the handler to decide on. */
