@@ -4,7 +4,7 @@ import { Journal } from '../../src/drivers/qemu/guard/journal.ts';
 import { openQemu } from '../../src/drivers/qemu/index.ts';
 
 /*
- * A host side of the VM at argv[2] that stands still, for which it prints "borrowed", when a vCPU is about to execute
+ * A host side of the VM at argv[2] that stands still, for which it prints "borrowed", when a vCPU executes
  * something for it with registers that are not its own: CPUID (argv[3] is cpuid), or a write to CR3 with another value (cr).
  */
 const [, , qmp, what] = process.argv;
@@ -17,11 +17,13 @@ Journal.prototype.update = function (change) {
 };
 const { resume } = GdbClient.prototype;
 GdbClient.prototype.resume = function (command) {
-  if (borrowing) {
+  resume.call(this, command);
+  if (!borrowing) return;
+  // The step has been sent by then.
+  setImmediate(() => {
     writeSync(1, 'borrowed\n');
     process.kill(process.pid, 'SIGSTOP');
-  }
-  resume.call(this, command);
+  });
 };
 
 const machine = await openQemu({ qmp: qmp! });

@@ -63,35 +63,43 @@ export class CpuidReader {
     const state = await stopped.state();
     const key = `${vcpu} ${leaf} ${subleaf}`;
     const known = leaf === CHANGING ? undefined : this.#known.get(key);
-    const values = known ?? (await this.#execute(stopped, state, leaf, subleaf));
+    const values = known ?? (await this.#execute(stopped, leaf, subleaf));
     this.#known.set(key, values);
     return withDynamicBits(values, leaf, subleaf, state);
   }
 
   /** By the vCPU itself, or, while it is halted, by one that is not: they differ in their APIC ids only. */
-  async #execute(vcpu: StoppedVcpu, state: CpuState, leaf: number, subleaf: number): Promise<CpuidLeaf> {
-    let runner = vcpu;
-    if (state.halted) {
-      for (const { index, hold } of this.#control.vcpus) {
-        const other = this.#control.stopped(index, vcpu.gdb);
-        const { halted, started } = await other.state();
-        if (started && !halted && !hold) runner = other;
-      }
+  async #execute(vcpu: StoppedVcpu, leaf: number, subleaf: number): Promise<CpuidLeaf> {
+    for (let tries = 0; tries < FRESH_TRIES; tries++) {
+      const runner = await this.#runner(vcpu);
+      const values = await this.#run(runner, leaf, subleaf);
+      // It may have halted since that was looked at, as others had let it run.
+      if (values === undefined) runner.changed();
+      else if (runner === vcpu) return values;
+      else return withApicId(values, leaf, (await vcpu.state()).apicId ?? vcpu.index);
     }
-    const values = await this.#run(runner, leaf, subleaf);
-    return runner === vcpu ? values : withApicId(values, leaf, state.apicId ?? vcpu.index);
+    throw noGadget('every vCPU is halted, and no interrupt woke one');
   }
 
-  async #run(vcpu: StoppedVcpu, leaf: number, subleaf: number): Promise<CpuidLeaf> {
+  async #runner(vcpu: StoppedVcpu): Promise<StoppedVcpu> {
+    if (!(await this.#fresh(vcpu)).halted) return vcpu;
+    for (const { index, hold, gone } of this.#control.vcpus) {
+      if (hold || gone) continue;
+      const other = this.#control.stopped(index, vcpu.gdb);
+      const { halted, started } = await this.#fresh(other);
+      if (started && !halted) return other;
+    }
+    return vcpu;
+  }
+
+  async #run(vcpu: StoppedVcpu, leaf: number, subleaf: number): Promise<CpuidLeaf | undefined> {
     const block = new Uint8Array(STATE_SIZE);
-    const state = await this.#fresh(vcpu);
+    const state = await vcpu.state();
     state.writeBlock(block);
     const gadget = await this.#findGadget(block);
     const mode = (segmentSelector(block, 'ss') & 3) === 0 ? [] : await this.#ring0(block);
     const step = { vcpu, block, halted: state.halted, gadget, mode, leaf, subleaf };
-    const values = await stepCpuid(this.#control, step, this.#onBorrow);
-    if (values === undefined) throw noGadget(`vCPU ${vcpu.index} is halted and no interrupt woke it`);
-    return values;
+    return stepCpuid(this.#control, step, this.#onBorrow);
   }
 
   /** The state of a vCPU as it is now: others may have let it run since it was read. */

@@ -31,7 +31,7 @@ export interface CpuidStep {
 }
 
 /**
- * Has a vCPU execute cpuid, and gives it its registers back. Undefined: it is halted, and no interrupt woke it. `onBorrow` is
+ * Has a vCPU execute cpuid, and gives it its registers back. Undefined: it is halted, and nothing woke it. `onBorrow` is
  * told what they are before they are changed, and null when they are so again.
  *
  * Others may let the VM run at any moment, between any two packets. So what is to be put back is read in one piece with what
@@ -44,9 +44,9 @@ export async function stepCpuid(
   onBorrow: (vcpu: BorrowedVcpu | null) => void,
 ): Promise<CpuidLeaf | undefined> {
   const { vcpu, block, halted, gadget, mode, leaf, subleaf } = step;
-  const { gdb, index } = vcpu;
   // One that is halted has to be woken.
   const mask = halted ? RFLAGS_TF : RFLAGS_TF | RFLAGS_IF;
+  const { gdb, index } = vcpu;
   const changed: Registers = [
     ...mode,
     ['eflags', getRegister(block, 'rflags') & ~mask],
@@ -58,14 +58,18 @@ export async function stepCpuid(
   const borrowed = [...RESULTS, 'eflags', ...mode.map(([name]) => name).reverse(), 'rip'];
   const read = (): Promise<Registers> =>
     Promise.all(borrowed.map(async (name) => [name, await gdb.readRegister(index, name)] as const));
-  let own = await read();
-  onBorrow(borrowedVcpu(index, own));
+  let own: Registers = [];
+  const borrow = (registers: Registers): void => {
+    own = registers;
+    onBorrow(borrowedVcpu(index, own, [gadget, gadget + LENGTH]));
+  };
+  borrow(await read());
   await control.points.add(gdb, gadget + LENGTH, BEHIND);
   try {
     const prepare = async (): Promise<void> => {
       const reading = read();
       await Promise.all(changed.map(([name, value]) => gdb.writeRegister(index, name, value)));
-      own = await reading;
+      borrow(await reading);
     };
     await control.stepAlone(index, gdb, { timeoutMs: WAKE_TIMEOUT_MS, at: gadget, prepare });
     return await giveBack(control, step, own);
@@ -81,17 +85,22 @@ async function giveBack(
   own: Registers,
 ): Promise<CpuidLeaf | undefined> {
   const behind = gadget + LENGTH;
-  let rip = await gdb.readRegister(index, 'rip');
+  const whereIs = () => gdb.readRegister(index, 'rip');
+  let rip = await whereIs();
   // Others have let a halted one run, and an interrupt has come: it comes back from that first.
-  for (const deadline = Date.now() + WAKE_TIMEOUT_MS; rip !== gadget && rip !== behind; ) {
+  for (
+    const deadline = Date.now() + WAKE_TIMEOUT_MS;
+    rip !== gadget && rip !== behind;
+    rip = await whereIs()
+  ) {
     if (Date.now() > deadline)
       throw new KvmiError('E_QEMU_STATE', `vCPU ${index} did not come back from an interrupt`);
-    await control.runAlone(index, gdb, WAKE_TIMEOUT_MS);
-    rip = await gdb.readRegister(index, 'rip');
+    await control.runOn(index, gdb, WAKE_TIMEOUT_MS);
   }
   const results = RESULTS.map((name) => gdb.readRegister(index, name));
   const written = own.map(([name, value]) => gdb.writeRegister(index, name, value));
   const [eax, ebx, ecx, edx] = (await Promise.all(results)).map((value) => Number(value & LOW));
   await Promise.all(written);
-  return rip === behind ? { eax: eax!, ebx: ebx!, ecx: ecx!, edx: edx! } : undefined;
+  if (rip === gadget) return undefined;
+  return { eax: eax!, ebx: ebx!, ecx: ecx!, edx: edx! };
 }

@@ -148,7 +148,8 @@ export class InstructionTraps implements TrapPoint {
     );
     const after: (readonly [name: string, value: bigint])[] = [...own];
     if (moved) after.push(['rip', getRegister(wanted, 'rip') + BigInt(write.length)]);
-    this.#onBorrow(borrowedVcpu(vcpu.index, own));
+    const rip = getRegister(block, 'rip');
+    this.#onBorrow(borrowedVcpu(vcpu.index, own, [rip, rip + BigInt(write.length)]));
     await this.#control.stepAlone(vcpu.index, vcpu.gdb, {
       prepare: () => writeChangedRegisters(vcpu.gdb, vcpu.index, regsOf(during), regsOf(block)),
     });

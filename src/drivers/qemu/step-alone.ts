@@ -32,7 +32,7 @@ export async function stepAlone(
 ): Promise<boolean> {
   const from = at ?? (await gdb.readRegister(vcpu.index, 'rip'));
   for (let tries = 0; tries < TRIES; tries++) {
-    const { signal } = await runOnce('s', vcpu, gdb, others, {
+    const { signal } = await stepOnce(vcpu, gdb, others, {
       timeoutMs,
       prepare: tries === 0 ? prepare : undefined,
     });
@@ -42,19 +42,8 @@ export async function stepAlone(
   return true;
 }
 
-/** Lets a vCPU run, while the others stay stopped, to a breakpoint, or for `timeoutMs`. */
-export async function runAlone(
-  vcpu: VcpuRun,
-  gdb: GdbClient,
-  others: Others,
-  timeoutMs: number,
-): Promise<void> {
-  await runOnce('c', vcpu, gdb, others, { timeoutMs });
-}
-
-/** A step of QEMU's ends before the instruction when something calls the vCPU out of the guest just then. */
-async function runOnce(
-  action: 's' | 'c',
+/** One step of QEMU's, which ends before the instruction when something calls the vCPU out of the guest just then. */
+async function stepOnce(
   vcpu: VcpuRun,
   gdb: GdbClient,
   others: Others,
@@ -64,11 +53,11 @@ async function runOnce(
   const stopping = gdb.nextStop();
   const timer = timeoutMs === undefined ? undefined : setTimeout(() => void gdb.interrupt(), timeoutMs);
   const prepared = prepare?.();
-  gdb.resume(`vCont;${action}:${threadId(vcpu.index)}`);
+  gdb.resume(`vCont;s:${threadId(vcpu.index)}`);
   const [stopped] = await Promise.all([stopping, prepared]);
   clearTimeout(timer);
   if (stopped.signal !== SIGTRAP && !stopped.asked) await others.stopped();
-  if (action === 's') vcpu.stepUnfinished = stopped.signal !== SIGTRAP;
+  vcpu.stepUnfinished = stopped.signal !== SIGTRAP;
   vcpu.forget();
   return stopped;
 }

@@ -5,11 +5,18 @@
 export interface BorrowedVcpu {
   readonly vcpu: number;
   readonly registers: readonly (readonly [name: string, value: string])[];
+  /** Where it is as long as it has others, in hexadecimal. Elsewhere somebody has let it run on, with those. */
+  readonly places: readonly string[];
 }
 
 export function borrowedVcpu(
   vcpu: number,
   registers: readonly (readonly [name: string, value: bigint])[],
+  places: readonly bigint[],
 ): BorrowedVcpu {
-  return { vcpu, registers: registers.map(([name, value]) => [name, value.toString(16)]) };
+  return {
+    vcpu,
+    registers: registers.map(([name, value]) => [name, value.toString(16)]),
+    places: places.map((rip) => rip.toString(16)),
+  };
 }

@@ -43,13 +43,14 @@ export function parseState(text: string): JournalState {
   };
 }
 
-function borrowed({ vcpu, registers }: Fields): BorrowedVcpu {
+function borrowed({ vcpu, registers, places }: Fields): BorrowedVcpu {
   return {
     vcpu: whole(vcpu, VCPU_LIMIT),
     registers: list(registers).map((entry) => {
       const [name, value] = list(entry);
       return [fitting(name, REGISTER), fitting(value, HEX)] as const;
     }),
+    places: list(places).map((rip) => fitting(rip, HEX)),
   };
 }
 

@@ -66,7 +66,7 @@ describe('a journal', () => {
       vm: { ...STATE.vm, uuid: "'; stop" },
       stub: { address: {}, own: true },
       host: { pid: -1, started: 0 },
-      borrowed: { vcpu: 0, registers: [['rip\n', '0']] },
+      borrowed: { vcpu: 0, registers: [['rip\n', '0']], places: [] },
       migrationEvents: 1,
       nodes: ['drive0'],
     };

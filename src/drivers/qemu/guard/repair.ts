@@ -106,7 +106,9 @@ export class Repair {
     try {
       const plan = await this.#stub(qmp, stub, workspace);
       this.#check();
-      this.#wanted ||= RUNS.has(await statusOf(qmp));
+      const status = await statusOf(qmp);
+      // An instruction that was executed for kvmi ends in `debug`, whoever had paused the VM before.
+      if (status !== 'debug' || this.#state.borrowed === null) this.#wanted ||= RUNS.has(status);
       await addStub(qmp, plan, workspace);
       this.#check();
       const gdb = await connectStub(plan, qmp);
@@ -238,8 +240,10 @@ class Conts {
   }
 }
 
-/** Every register is tried: what is refused is left as it is. */
-async function giveBack(gdb: GdbClient, { vcpu, registers }: BorrowedVcpu): Promise<void> {
+/** Every register is tried: what is refused is left as it is. Nothing is done where others have let the vCPU run on. */
+async function giveBack(gdb: GdbClient, { vcpu, registers, places }: BorrowedVcpu): Promise<void> {
+  const rip = await gdb.readRegister(vcpu, 'rip');
+  if (!places.includes(rip.toString(16))) return;
   await Promise.allSettled(
     registers.map(([name, value]) => gdb.writeRegister(vcpu, name, BigInt(`0x${value}`))),
   );
