@@ -42,6 +42,8 @@ export class Others {
   #known = 0;
   /** Stops of ours since the last look. */
   #uncounted = 0;
+  /** {@link #conts} before the last look. */
+  #lookedAfter = 0;
   /** What is counted at the next look says nothing of what others want. */
   #void = false;
   /** RESUME events that will come because of us. */
@@ -119,6 +121,7 @@ export class Others {
     if (this.#look) await inTime(this.#look);
     if (this.#look) return false;
     this.#uncounted = 0;
+    this.#lookedAfter = this.#conts;
     const look = this.#counter.take().then(
       (stops) => {
         this.#counted += stops;
@@ -153,6 +156,8 @@ export class Others {
   async mayRun(reported: number): Promise<boolean> {
     if (this.#paused) return false;
     if (!(await this.look())) return !this.#paused;
+    // They have let it run meanwhile: what was counted may be a stop since then, which is still to be reported.
+    if (this.#lookedAfter !== this.#conts) return !this.#paused;
     await this.#consider(this.#takeExcess(reported));
     return !this.#paused;
   }
@@ -243,7 +248,7 @@ export class Others {
     const excess = this.#excess(reported);
     const meant = this.#void ? 0 : excess;
     this.#known += excess;
-    this.#void = false;
+    this.#void &&= this.#lookedAfter !== this.#conts;
     return meant;
   }
 

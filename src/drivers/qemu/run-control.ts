@@ -64,6 +64,8 @@ export class RunControl {
   #reply: Stopped | undefined;
   /** vCPUs that came after the machine was opened and are at a trap point, which is nobody's for them. */
   readonly #strangers = new Set<number>();
+  /** Somebody else has let the VM run since this did. */
+  #heldRan = false;
   /** Somebody else has let the VM run, and no stop has been seen since. */
   #resumedByOthers = false;
   #loop: Promise<void> | undefined;
@@ -282,6 +284,8 @@ export class RunControl {
     if (reply === undefined) return;
     session.stopped = reply;
     this.#turns.end();
+    // Those that are held, too, may have come to the breakpoint where they are.
+    const allRan = this.#heldRan;
     this.#resumedByOthers = false;
     const trapped = reply.signal === SIGTRAP;
     if (trapped) this.others.ran();
@@ -291,29 +295,32 @@ export class RunControl {
     for (const { hold } of this.vcpus) if (hold) hold.state = undefined;
     const reported = trapped ? reply.vcpu : undefined;
     const maySeveral = this.vcpus.some(
-      (vcpu) => vcpu.ran && vcpu.index !== reported && this.points.canStop(vcpu),
+      (vcpu) => (allRan || vcpu.ran) && vcpu.index !== reported && this.points.canStop(vcpu),
     );
     // At once: what is counted from now on is others'.
+    const { stops } = gdb;
     const look = maySeveral ? this.others.look() : undefined;
     const unknown = (vcpu: number) => this.vcpus[vcpu]?.absent ?? true;
     if (reported !== undefined && unknown(reported)) await this.#lookAtVcpus(gdb);
-    const ran = await this.#whereRan(gdb);
+    const ran = await this.#whereAre(gdb, ({ ran, gone }) => ran || (allRan && !gone));
     if (look) {
       const silent = ran.filter(([{ index }]) => index !== reported);
       const may = await Promise.all(silent.map(([vcpu, { rip }]) => this.points.mayStop(vcpu, gdb, rip)));
       // However many they are, QEMU stops the VM once for those that come while it is being stopped.
-      if (may.includes(true)) this.others.stoppedAtOnce(await look, 1, gdb.stops);
+      if (may.includes(true)) this.others.stoppedAtOnce(await look, 1, stops);
     }
     if (reported !== undefined && unknown(reported)) this.#strangers.add(reported);
-    for (const [vcpu, place] of ran) await this.points.examine(vcpu, place, reported === vcpu.index);
+    for (const [vcpu, place] of ran)
+      if (vcpu.ran) await this.points.examine(vcpu, place, reported === vcpu.index);
   }
 
-  /** Where the vCPUs are that ran. */
-  async #whereRan(gdb: GdbClient): Promise<(readonly [VcpuRun, Place])[]> {
+  /** Where those vCPUs are. */
+  async #whereAre(
+    gdb: GdbClient,
+    wanted: (vcpu: VcpuRun) => boolean,
+  ): Promise<(readonly [VcpuRun, Place])[]> {
     const read = () =>
-      Promise.all(
-        this.vcpus.filter(({ ran }) => ran).map(async (vcpu) => [vcpu, await placeOf(vcpu, gdb)] as const),
-      );
+      Promise.all(this.vcpus.filter(wanted).map(async (vcpu) => [vcpu, await placeOf(vcpu, gdb)] as const));
     try {
       return await read();
     } catch (error) {
@@ -386,6 +393,7 @@ export class RunControl {
     for (const vcpu of willing) vcpu.sitsOut = !turn.running.includes(vcpu);
     for (const vcpu of turn.running) vcpu.state = undefined;
     session.stopped = undefined;
+    this.#heldRan = false;
     this.others.expectResume();
     gdb.resume(this.#actions(turn));
     this.#resumedByOthers = false;
@@ -434,7 +442,7 @@ export class RunControl {
   /** Somebody else lets the VM run, and with it vCPUs that are held or stepped. */
   #resumed(): void {
     if (this.#session?.gdb.running !== false) return;
-    this.#resumedByOthers = true;
+    this.#resumedByOthers = this.#heldRan = true;
     for (const vcpu of this.vcpus) vcpu.sitsOut = false;
     const alone = this.vcpus.some(({ hold, stepping }) => hold ?? stepping);
     if (alone) this.exclusive(async () => {}).catch(() => {});

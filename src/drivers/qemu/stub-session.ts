@@ -138,10 +138,11 @@ export class StubSession {
   async #forgetStep(vcpu: VcpuRun): Promise<void> {
     const { gdb } = this;
     await gdb.forgetStep(vcpu.index, () => this.#others.expectResume());
+    const { stops } = gdb;
     const look = this.#others.look();
     const rip = await gdb.readRegister(vcpu.index, 'rip');
     // The breakpoint that was set for that, and the request to stop, may have stopped the VM at once.
-    if (!(await hasHalted(gdb, vcpu, rip))) this.#others.stoppedAtOnce(await look, 1, gdb.stops);
+    if (!(await hasHalted(gdb, vcpu, rip))) this.#others.stoppedAtOnce(await look, 1, stops);
     vcpu.stepUnfinished = false;
   }
 }
