@@ -110,8 +110,9 @@ export class Others {
 
   /** The gdbstub says that somebody else stopped the VM. What is in force is what they asked last. */
   async stopped(): Promise<void> {
+    const before = this.#conts;
     const running = await this.#inTime(isRunning);
-    if (running) return;
+    if (running || this.#conts !== before) return;
     this.#resumesDue = 0;
     this.#set(true);
   }
