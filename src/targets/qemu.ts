@@ -8,7 +8,9 @@ function reporter({ onLeft, log }: OpenOptions): (left: LeftBehind) => void {
   if (onLeft) return onLeft;
   return (left) => {
     if (left.kind === 'repaired')
-      log?.warn('a kvmi that was killed had left something in the VM: it is repaired, and runs unless it was paused then');
+      log?.warn(
+        'a kvmi that was killed had left something in the VM: it is repaired, and runs unless it was paused then',
+      );
     if (left.kind === 'failed')
       log?.warn(
         `a kvmi that was killed has left something in the VM, and it cannot be repaired: ${left.reason}`,
