@@ -53,6 +53,9 @@ function qemuVersion(): string | undefined {
   return version;
 }
 
+/** What the guest's shell answers to a line of which it got the end only: the console of a busy guest loses characters. */
+const LOST = /^@ \d+ \d+\n/;
+
 /** A Debian kernel with a busybox shell under QEMU TCG. */
 export class LinuxGuest {
   readonly process: ChildProcess;
@@ -189,11 +192,15 @@ export class LinuxGuest {
   async #run(command: string, timeoutMs: number): Promise<string> {
     const id = this.#nextCommand++;
     const header = new RegExp(`@${id} (\\d+) (\\d+)\\n`);
-    this.#shellBuffer = Buffer.alloc(0);
-    this.#shell.write(`${id} ${Buffer.from(command).toString('base64')}\n`);
+    const send = (): void => {
+      this.#shellBuffer = Buffer.alloc(0);
+      this.#shell.write(`${id} ${Buffer.from(command).toString('base64')}\n`);
+    };
+    send();
     let status = 0;
     let output = '';
     await this.#waitShell((text) => {
+      if (LOST.test(text)) send();
       const match = header.exec(text);
       if (match === null) return false;
       const start = match.index + match[0].length;
