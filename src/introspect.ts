@@ -61,13 +61,10 @@ class UnhookingChannel extends ChannelWrapper {
     this.inner.open({
       data: (bytes) => handler.data(bytes),
       drain: () => handler.drain?.(),
-      close: (error) => void this.#unhook().then((why) => handler.close(error ?? why)),
+      close: (error) =>
+        void this.#introspection
+          .unhook()
+          .finally(() => handler.close(error ?? this.#introspection.machineError)),
     });
-  }
-
-  /** Resolves with why the machine has gone. */
-  async #unhook(): Promise<Error | undefined> {
-    await this.#introspection.unhook();
-    return this.#introspection.machineError;
   }
 }

@@ -109,6 +109,8 @@ class Execution {
     this.#context = this.#makeContext(invocation.settings);
     if (this.#command.stream) this.#unread = this.#watchReader();
     void whenAborted(interruption.signal).then(() => setTimeout(() => stdout.giveUp(), LAST_MS).unref());
+    interruption.onRefusedStop = () =>
+      this.#context.log.warn('kvmi does not stop while it has a VM, which would stand still; Ctrl-C ends it');
     interruption.onInsistence = (undoing) =>
       this.#context.log.warn(
         `still ${undoing.join(', ')}, where what is armed is taken back first; once more ends kvmi at once and leaves that to the guard`,
@@ -116,8 +118,6 @@ class Execution {
   }
 
   async run(): Promise<number> {
-    this.#interruption.onRefusedStop = () =>
-      this.#context.log.warn('kvmi does not stop while it has a VM, which would stand still; Ctrl-C ends it');
     const work = this.#print();
     const overdue = this.#overdue();
     try {

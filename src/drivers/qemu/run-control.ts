@@ -10,7 +10,7 @@ import { Others } from './others.ts';
 import type { QmpTransport } from './qmp.ts';
 import { isHalted } from './registers-state.ts';
 import { Signal } from './signal.ts';
-import { type StepAlone, stepAlone } from './step-alone.ts';
+import { letRun, type StepAlone, stepAlone } from './step-alone.ts';
 import { StepTurns, type Turn } from './step-turns.ts';
 import type { Hold, StoppedVcpu, VcpuRun } from './stopped-vcpu.ts';
 import { type Left, type StubOwner, StubSession } from './stub-session.ts';
@@ -183,13 +183,8 @@ export class RunControl {
   /** With every vCPU stopped: lets this one, and those that are not held, run to a breakpoint, or for `timeoutMs`. */
   async runOn(vcpu: number, gdb: GdbClient, timeoutMs: number): Promise<void> {
     const running = this.vcpus.filter(({ index, mayRun }) => mayRun || index === vcpu);
-    this.others.expectResume();
-    const stopped = gdb.nextStop();
-    const timer = setTimeout(() => void gdb.interrupt(), timeoutMs);
-    gdb.resume(`vCont${running.map(({ index }) => `;c:${threadId(index)}`).join('')}`);
-    const { signal, asked } = await stopped;
-    clearTimeout(timer);
-    if (signal !== SIGTRAP && !asked) await this.others.stopped();
+    const command = `vCont${running.map(({ index }) => `;c:${threadId(index)}`).join('')}`;
+    await letRun(command, gdb, this.others, { timeoutMs });
     for (const each of running) each.forget();
     this.#reply = undefined;
   }

@@ -10,12 +10,12 @@ const TRIES = 16;
 /** How an instruction is executed alone. */
 export interface StepAlone {
   /** How long a halted vCPU may wait for an interrupt; without it, as long as it takes. */
-  readonly timeoutMs?: number;
+  readonly timeoutMs?: number | undefined;
   /**
    * Sends what is to be done before it. That goes out in one piece with the step: somebody else's `cont` in between would let
    * the guest run with what is only meant for the instruction.
    */
-  readonly prepare?: () => Promise<unknown>;
+  readonly prepare?: (() => Promise<unknown>) | undefined;
   /** Where the instruction is, if `prepare` sends the vCPU elsewhere. */
   readonly at?: bigint;
 }
@@ -28,14 +28,11 @@ export async function stepAlone(
   vcpu: VcpuRun,
   gdb: GdbClient,
   others: Others,
-  { timeoutMs, prepare, at }: StepAlone,
+  how: StepAlone,
 ): Promise<boolean> {
-  const from = at ?? (await gdb.readRegister(vcpu.index, 'rip'));
+  const from = how.at ?? (await gdb.readRegister(vcpu.index, 'rip'));
   for (let tries = 0; tries < TRIES; tries++) {
-    const { signal } = await stepOnce(vcpu, gdb, others, {
-      timeoutMs,
-      prepare: tries === 0 ? prepare : undefined,
-    });
+    const { signal } = await stepOnce(vcpu, gdb, others, tries === 0 ? how : { ...how, prepare: undefined });
     if (signal !== SIGTRAP) return false;
     if ((await gdb.readRegister(vcpu.index, 'rip')) !== from) break;
   }
@@ -47,17 +44,28 @@ async function stepOnce(
   vcpu: VcpuRun,
   gdb: GdbClient,
   others: Others,
-  { timeoutMs, prepare }: { timeoutMs: number | undefined; prepare?: StepAlone['prepare'] | undefined },
+  how: Pick<StepAlone, 'timeoutMs' | 'prepare'>,
+): Promise<Stopped> {
+  const stopped = await letRun(`vCont;s:${threadId(vcpu.index)}`, gdb, others, how);
+  vcpu.stepUnfinished = stopped.signal !== SIGTRAP;
+  vcpu.forget();
+  return stopped;
+}
+
+/** Lets vCPUs run as `command` says, until something stops them, or for `timeoutMs`. `prepare`: see {@link StepAlone}. */
+export async function letRun(
+  command: string,
+  gdb: GdbClient,
+  others: Others,
+  { timeoutMs, prepare }: Pick<StepAlone, 'timeoutMs' | 'prepare'>,
 ): Promise<Stopped> {
   others.expectResume();
   const stopping = gdb.nextStop();
   const timer = timeoutMs === undefined ? undefined : setTimeout(() => void gdb.interrupt(), timeoutMs);
   const prepared = prepare?.();
-  gdb.resume(`vCont;s:${threadId(vcpu.index)}`);
+  gdb.resume(command);
   const [stopped] = await Promise.all([stopping, prepared]);
   clearTimeout(timer);
   if (stopped.signal !== SIGTRAP && !stopped.asked) await others.stopped();
-  vcpu.stepUnfinished = stopped.signal !== SIGTRAP;
-  vcpu.forget();
   return stopped;
 }

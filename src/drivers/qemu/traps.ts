@@ -43,30 +43,12 @@ export class QemuTraps {
     this.cpuid = new CpuidReader(control, memory, borrowed);
   }
 
-  async arm(trap: Trap): Promise<void> {
-    switch (trap.kind) {
-      case 'breakpoint':
-        return this.#control.exclusive((gdb) => this.breakpoints.arm(trap.vcpu.index, gdb));
-      case 'singlestep':
-        return this.#setStepping(trap.vcpu.index, true);
-      case 'cr':
-      case 'msr':
-      case 'xsetbv':
-        return this.#control.exclusive((gdb) => this.#instructions[trap.kind].arm(trap, gdb));
-    }
+  arm(trap: Trap): Promise<void> {
+    return this.#change('arm', trap);
   }
 
-  async disarm(trap: Trap): Promise<void> {
-    switch (trap.kind) {
-      case 'breakpoint':
-        return this.#control.exclusive((gdb) => this.breakpoints.disarm(trap.vcpu.index, gdb));
-      case 'singlestep':
-        return this.#setStepping(trap.vcpu.index, false);
-      case 'cr':
-      case 'msr':
-      case 'xsetbv':
-        return this.#control.exclusive((gdb) => this.#instructions[trap.kind].disarm(trap, gdb));
-    }
+  disarm(trap: Trap): Promise<void> {
+    return this.#change('disarm', trap);
   }
 
   /** Nothing is armed any more. */
@@ -76,9 +58,18 @@ export class QemuTraps {
     for (const traps of Object.values(this.#instructions)) traps.clear();
   }
 
-  #setStepping(vcpu: number, on: boolean): Promise<void> {
-    return this.#control.exclusive(async () => {
-      this.#control.vcpus[vcpu]!.stepping = on;
-    });
+  async #change(what: 'arm' | 'disarm', trap: Trap): Promise<void> {
+    switch (trap.kind) {
+      case 'breakpoint':
+        return this.#control.exclusive((gdb) => this.breakpoints[what](trap.vcpu.index, gdb));
+      case 'singlestep':
+        return this.#control.exclusive(async () => {
+          this.#control.vcpus[trap.vcpu.index]!.stepping = what === 'arm';
+        });
+      case 'cr':
+      case 'msr':
+      case 'xsetbv':
+        return this.#control.exclusive((gdb) => this.#instructions[trap.kind][what](trap, gdb));
+    }
   }
 }
